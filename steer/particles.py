@@ -1,0 +1,203 @@
+"""Weights: particles, resampling, effective sample size, and what a method reports.
+
+Log-weights everywhere. ``-inf`` means "reject" and is legal, also for most of a row; a row that is all ``-inf`` has
+no distribution and raises, as does NaN. Every tensor here is [p n ...]: p prompts, n particles each.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S")
+Resample = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Particles:
+    """A weighted population for each prompt.
+
+    Attributes:
+        x: samples [p n *d].
+        log_w: log-weights [p n], normalised (their exponentials sum to one in each row) in what a method returns.
+        rewards: the raw reward of each x [p n], not divided by a temperature; None where unknown.
+    """
+
+    x: Tensor
+    log_w: Tensor
+    rewards: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened in a run, and what it cost; one row a step, one column a prompt.
+
+    Attributes:
+        times: the times of the steps [steps].
+        ess: effective sample size before any resampling, between 1 and n (0 where all are rejected) [steps p].
+        resampled: whether the prompt was resampled at the step [steps p].
+        log_z: estimate of log E[exp(reward / temperature)] under the model [p]; NaN from methods that make none.
+        forward: rows put through the flow map [p].
+        backward: rows sent back through it for a gradient [p].
+        reward_calls: pictures scored [p].
+        ancestors: index of the initial particle from which each returned one descends [p n].
+    """
+
+    times: Tensor
+    ess: Tensor
+    resampled: Tensor
+    log_z: Tensor
+    forward: Tensor
+    backward: Tensor
+    reward_calls: Tensor
+    ancestors: Tensor
+
+    @property
+    def calls(self) -> Tensor:
+        """The cost in the unit of budgets [p]: a forward row counts one, a backward row two more."""
+        return self.forward + 2 * self.backward
+
+
+def normalise(log_w: Tensor) -> Tensor:
+    """Log-weights [p n] whose exponentials sum to one in each row; raises ValueError on a row of -inf alone or NaN."""
+    if log_w.isnan().any() or (log_w == math.inf).any():
+        raise ValueError(f"log-weights of prompt row {_rows(log_w.isnan() | (log_w == math.inf))} are NaN or +inf")
+    dead = (log_w == -math.inf).all(-1)
+    if dead.any():
+        raise ValueError(
+            f"every particle of prompt row {_rows(dead[:, None])} has weight zero: its rewards are all -inf; "
+            "use more particles, or a large finite penalty in place of -inf"
+        )
+    return log_w.log_softmax(-1)
+
+
+def ess(log_w: Tensor) -> Tensor:
+    """Effective sample size ``(sum w)^2 / sum w^2`` [...] of log-weights [... n], in log space; 0 if all are -inf."""
+    total = log_w.logsumexp(-1)
+    size = torch.exp(2 * total - (2 * log_w).logsumexp(-1))
+    return torch.where(total == -math.inf, 0, size)
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """``log (1/n) sum exp(log_w)`` [...] of log-weights [... n]."""
+    return log_w.logsumexp(-1) - math.log(log_w.shape[-1])
+
+
+def systematic(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
+    """Indices [p n] drawn with one uniform a row; each particle is chosen floor(n w) or ceil(n w) times."""
+    return _invert(log_w, _grid(log_w) + _rand(log_w[:, :1], rng) / log_w.shape[1])
+
+
+def stratified(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
+    """Indices [p n] drawn with one uniform in each of n strata; within two of n w."""
+    return _invert(log_w, _grid(log_w) + _rand(log_w, rng) / log_w.shape[1])
+
+
+def multinomial(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
+    """Indices [p n] drawn independently; the noisiest of the four."""
+    return _invert(log_w, _rand(log_w, rng))
+
+
+def residual(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
+    """Indices [p n]: floor(n w) copies for certain, the rest multinomial on what the floors left.
+
+    Source: "Sequential Monte Carlo methods for dynamic systems" (Liu and Chen, 1998).
+    """
+    n = log_w.shape[1]
+    expected = n * normalise(log_w.double()).exp()
+    copies = expected.floor()
+    left = expected - copies
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, expected)
+    drawn = _invert(left.log(), _rand(log_w, rng))
+    slots = torch.arange(n, device=log_w.device).expand_as(log_w)
+    certain = torch.searchsorted(copies.cumsum(-1), slots.double().contiguous(), right=True)
+    return torch.where(certain < n, certain, drawn)
+
+
+RESAMPLERS: dict[str, Resample] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "multinomial": multinomial,
+    "residual": residual,
+}
+
+
+def resampler(name: str | Resample) -> Resample:
+    """The resampling function of that name, or the callable itself; raises ValueError naming the known ones."""
+    if callable(name):
+        return name
+    if name not in RESAMPLERS:
+        raise ValueError(f"resample must be one of {sorted(RESAMPLERS)} or a callable, got {name!r}")
+    return RESAMPLERS[name]
+
+
+def gather(state: S, index: Tensor) -> S:
+    """Every per-particle tensor of `state` at index [p m], all together.
+
+    state: a tensor [p n ...], or a dict, tuple, list or dataclass of such things (nested as one likes; None and plain
+    numbers pass through). Raises ValueError on a tensor that does not begin with p, so that none is left behind.
+    """
+    return _gather(state, index, "state")
+
+
+def check_rewards(r: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The rewards [p m] as `dtype`; raises TypeError or ValueError on anything but one real number or -inf a sample."""
+    if not isinstance(r, Tensor):
+        raise TypeError(f"reward must return a tensor, got {type(r).__name__}")
+    if r.shape != shape:
+        raise ValueError(f"reward must return one number a sample, shape {shape}, got {tuple(r.shape)}")
+    if r.is_complex():
+        raise TypeError(f"reward must return real numbers, got {r.dtype}")
+    bad = r.isnan() | (r == math.inf)
+    if bad.any():
+        raise ValueError(
+            f"reward is NaN or +inf for prompt row {_rows(bad)}; return a finite number, or -inf to reject"
+        )
+    return r.to(dtype)
+
+
+def tempered(r: Tensor, temperature: float) -> Tensor:
+    """``r / temperature``, with -inf kept at any temperature (inf makes all other rewards equal)."""
+    return torch.where(r == -math.inf, r, r / temperature)
+
+
+def _invert(log_w: Tensor, points: Tensor) -> Tensor:
+    """Particle whose share of [0, 1) holds each point; in float64, and never one of weight zero (see below)."""
+    w = normalise(log_w.double()).exp()
+    cdf = w.cumsum(-1)
+    points = (points * cdf[:, -1:]).contiguous()  # the sum may round to less than one
+    index = torch.searchsorted(cdf, points, right=True)  # right: a point on a step belongs to the next, so u = 0 works
+    last = (w > 0).long().cumsum(-1).argmax(-1, keepdim=True)  # the last particle alive, should rounding pass it
+    return index.minimum(last)
+
+
+def _grid(log_w: Tensor) -> Tensor:
+    n = log_w.shape[1]
+    return torch.arange(n, device=log_w.device, dtype=torch.float64) / n
+
+
+def _rand(shape_of: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.rand(shape_of.shape, generator=rng, device=rng.device, dtype=torch.float64).to(shape_of.device)
+
+
+def _rows(bad: Tensor) -> str:
+    return ", ".join(str(i) for i in bad.any(-1).nonzero().flatten().tolist())
+
+
+def _gather(state: Any, index: Tensor, name: str) -> Any:
+    if isinstance(state, Tensor):
+        if state.ndim < 2 or state.shape[0] != index.shape[0]:
+            raise ValueError(f"{name} has shape {tuple(state.shape)}; per-particle tensors begin with [p n]")
+        return state[torch.arange(index.shape[0], device=index.device)[:, None], index]
+    if isinstance(state, Mapping):
+        return type(state)((k, _gather(v, index, f"{name}[{k!r}]")) for k, v in state.items())  # pyright: ignore[reportCallIssue]
+    if isinstance(state, list | tuple):
+        return type(state)(_gather(v, index, f"{name}[{i}]") for i, v in enumerate(state))
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        fields = {f.name: _gather(getattr(state, f.name), index, f"{name}.{f.name}") for f in dataclasses.fields(state)}
+        return dataclasses.replace(state, **fields)
+    return state
