@@ -1,0 +1,100 @@
+"""Rewards without weights: colours, and the size of a file as a black box."""
+
+import io
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rewards.base import to_pil
+
+COLOURS = {
+    "red": (0.9, 0.1, 0.1), "orange": (1.0, 0.55, 0.1), "yellow": (1.0, 0.85, 0.1), "green": (0.2, 0.7, 0.2),
+    "turquoise": (0.2, 0.75, 0.75), "blue": (0.15, 0.35, 0.9), "purple": (0.55, 0.25, 0.8), "pink": (1.0, 0.55, 0.75),
+    "brown": (0.5, 0.3, 0.15), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "white": (1.0, 1.0, 1.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Redness:
+    """Mean over the pixels of red - (green + blue) / 2, in [-1, 1]."""
+
+    name: str = "redness"
+    differentiable: bool = True
+    cost: float = 0.0
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        red, green, blue = images.unbind(1)
+        return (red - (green + blue) / 2).mean((-2, -1))
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Mean luminance over the pixels (Rec. 709 weights), in [0, 1]."""
+
+    name: str = "brightness"
+    differentiable: bool = True
+    cost: float = 0.0
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        red, green, blue = images.unbind(1)
+        return (0.2126 * red + 0.7152 * green + 0.0722 * blue).mean((-2, -1))
+
+
+@dataclass(frozen=True)
+class ColourMatch:
+    """Minus the root mean squared distance of the pixels from one colour: 0 is a picture of nothing but it.
+
+    colour: a name in `COLOURS`, or red, green and blue in [0,1].
+
+    Raises:
+        ValueError: an unknown name, or no three numbers in [0,1].
+    """
+
+    colour: str | tuple[float, float, float] = "blue"
+    name: str = "colour-match"
+    differentiable: bool = True
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.rgb()
+
+    def rgb(self) -> tuple[float, ...]:
+        """The colour as three numbers."""
+        if isinstance(self.colour, str):
+            if self.colour not in COLOURS:
+                raise ValueError(f"colour={self.colour!r} is unknown; known: {', '.join(COLOURS)}, or give (r, g, b)")
+            return COLOURS[self.colour]
+        rgb = tuple(float(c) for c in self.colour)
+        if len(rgb) != 3 or not all(0 <= c <= 1 for c in rgb):
+            raise ValueError(f"colour={self.colour!r} must be a name or three numbers in [0, 1]")
+        return rgb
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        target = torch.tensor(self.rgb(), device=images.device, dtype=images.dtype).view(3, 1, 1)
+        return -(images - target).square().mean((1, 2, 3)).add(1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class JpegSize:
+    """Minus the kilobytes of the picture as JPEG: simple pictures score high. A black box, without gradients.
+
+    Ref: the compressibility reward of Training Diffusion Models with Reinforcement Learning (arXiv:2305.13301).
+    """
+
+    quality: int = 95
+    name: str = "jpeg-size"
+    differentiable: bool = False
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"quality={self.quality} must lie in 1 to 95, as JPEG encoders take it")
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return images.new_tensor([-self._kilobytes(p) for p in to_pil(images)])
+
+    def _kilobytes(self, picture: object) -> float:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=self.quality)  # type: ignore[attr-defined]
+        return len(buffer.getvalue()) / 1000

@@ -1,0 +1,197 @@
+"""open_clip models as pairs of towers: the small ones that ship with this package, any other by name, tag or folder."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED = ("emoji-clip", "emoji-clip-judge")
+
+
+@lru_cache(maxsize=1)
+def import_open_clip() -> Any:  # noqa: ANN401 (a module)
+    """Import open_clip, also beside a torchvision whose compiled operators do not match this torch.
+
+    A CUDA build of torchvision on a CPU build of torch fails at import with "operator torchvision::nms does not exist",
+    although open_clip calls none of its operators. Declaring the two schemas lets the import pass.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_open_clip.library = library  # pyright: ignore (the schemas live as long as this object)
+    import open_clip
+
+    return open_clip
+
+
+@dataclass(frozen=True)
+class WordPieces:
+    """A small vocabulary: whole words, and for a word outside it the longest pieces that spell it.
+
+    Ids: 0 pads, 1 starts; the pieces follow; the last id ends the text (open_clip reads the text's state there). Case,
+    punctuation and articles are dropped; words beyond the context's length are cut off.
+    """
+
+    pieces: tuple[str, ...]
+    context: int
+
+    @classmethod
+    def from_words(cls, words: list[str], context: int) -> "WordPieces":
+        """A vocabulary of the words, and every letter and digit so that nothing is unknown."""
+        letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+        return cls((*letters, *(f"##{c}" for c in letters), *sorted({w for w in words if len(w) > 1})), context)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces) + 3
+
+    @property
+    def index(self) -> dict[str, int]:
+        return _index(self.pieces)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without start and end."""
+        return [i for word in split_words(text) for i in self._spell(word)]
+
+    def _spell(self, word: str) -> list[int]:
+        ids, rest, mark = [], word, ""
+        while rest:
+            size = next((n for n in range(len(rest), 0, -1) if mark + rest[:n] in self.index), 0)
+            if not size:  # a letter of another script: skip it
+                rest = rest[1:]
+                continue
+            ids.append(self.index[mark + rest[:size]])
+            rest, mark = rest[size:], "##"
+        return ids
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Ids [b context] of texts."""
+        out = torch.zeros(len(texts), self.context, dtype=torch.long)
+        for row, text in zip(out, texts, strict=True):
+            ids = [1, *self.encode(text)[: self.context - 2], self.vocab_size - 1]
+            row[: len(ids)] = torch.tensor(ids)
+        return out
+
+
+@lru_cache(maxsize=8)
+def _index(pieces: tuple[str, ...]) -> dict[str, int]:
+    return {piece: i + 2 for i, piece in enumerate(pieces)}
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words of letters and digits, articles dropped."""
+    words = re.findall(r"[^\W_]+", text.lower().replace("'", "").replace("\u2019", ""))
+    return [w for w in words if w not in {"a", "an", "the"}] or words
+
+
+@dataclass(frozen=True)
+class Towers:
+    """An open_clip model with what is needed to feed it.
+
+    model: has encode_image, encode_text, logit_scale.
+    tokenize: list of b texts -> ids [b context].
+    size: side of the square pictures that the image tower takes.
+    mean, std: what their colours are normalised by.
+    """
+
+    model: torch.nn.Module
+    tokenize: Callable[[list[str]], Tensor]
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as float32; errors name the file and the cure."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}; install the package again, or name a folder that has them")
+    try:
+        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {path} are damaged ({error}); install or download them again") from error
+
+
+def build(config: dict[str, Any]) -> torch.nn.Module:
+    """An untrained model of an open_clip config (the "model_cfg" of open_clip_config.json)."""
+    open_clip = import_open_clip()
+    return open_clip.CLIP(**config)
+
+
+def load_embedded(folder: Path) -> Towers:
+    """Towers of one of the package's own folders: open_clip_config.json, vocabulary.json, open_clip_model.safetensors."""
+    if not (folder / "open_clip_config.json").exists():
+        raise FileNotFoundError(f"no model in {folder}: open_clip_config.json is missing; install the package again")
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf8"))
+    register(folder.name, config["model_cfg"])
+    model = build(config["model_cfg"])
+    weights = read_weights(folder / "open_clip_model.safetensors")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its open_clip_config.json: {error}") from error
+    pieces = tuple(json.loads((folder / "vocabulary.json").read_text(encoding="utf8")))
+    look = config["preprocess_cfg"]
+    tokenize = WordPieces(pieces, config["model_cfg"]["text_cfg"]["context_length"])
+    size = config["model_cfg"]["vision_cfg"]["image_size"]
+    return Towers(model.eval().requires_grad_(False), tokenize, size, tuple(look["mean"]), tuple(look["std"]))
+
+
+def register(name: str, config: dict[str, Any]) -> None:
+    """Make open_clip know a configuration by name, as `open_clip.create_model(name)` needs."""
+    import tempfile
+
+    open_clip = import_open_clip()
+    if name in open_clip.list_models():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config), encoding="utf8")
+        open_clip.add_model_config(path)
+
+
+def load_clip(name: str = "emoji-clip", pretrained: str | None = None, device: str | torch.device = "cpu") -> Towers:
+    """Towers by name.
+
+    name: "emoji-clip" or "emoji-clip-judge" (embedded), an open_clip model name such as "ViT-B-32" with its pretrained
+        tag, an open_clip name with a schema ("hf-hub:..."), or a local folder with open_clip_config.json.
+
+    Raises:
+        FileNotFoundError: the embedded or local weights are missing.
+        ValueError: they are damaged, or the name or the tag is unknown to open_clip.
+    """
+    folder = ASSETS / name if name in EMBEDDED else Path(name)
+    if (folder / "vocabulary.json").exists() or name in EMBEDDED:
+        towers = load_embedded(folder)
+        return Towers(towers.model.to(device), towers.tokenize, towers.size, towers.mean, towers.std)
+    open_clip = import_open_clip()
+    local = folder.is_dir()
+    known = f"local-dir:{folder}" if local else name
+    if not local and ":" not in name and name not in open_clip.list_models():
+        import difflib
+
+        near = difflib.get_close_matches(name, [*EMBEDDED, *open_clip.list_models()], 3, 0.4)
+        raise ValueError(f"model={name!r} is no open_clip model and no folder; near: {', '.join(near) or 'none'}")
+    if not local and ":" not in name and pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained is None or not Path(pretrained).exists():
+            raise ValueError(f"pretrained={pretrained!r} is no tag of {name!r} and no file; known: {', '.join(tags)}")
+    model = open_clip.create_model(known, pretrained=pretrained, device=device)
+    look = open_clip.get_model_preprocess_cfg(model)
+    size = look["size"][0] if isinstance(look["size"], (tuple, list)) else look["size"]
+    tokenize = open_clip.get_tokenizer(known)
+    return Towers(model.eval().requires_grad_(False), tokenize, size, tuple(look["mean"]), tuple(look["std"]))

@@ -1,0 +1,52 @@
+"""Steer generative flow maps with rewards.
+
+    import steer
+    out = steer.sample("a red heart", reward="clip")
+    out = steer.sample("a red heart", reward=my_function, method="smc", n=32, seed=0)
+
+Names load what they need when they are first used, so that `import steer` itself costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves
+    from steer.api import sample
+    from steer.flow_map import jump, velocity
+    from steer.models import Model, load_model, save_model
+    from steer.particles import Particles, Trace
+    from steer.samples import Samples
+
+__all__ = [
+    "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "interpolants", "jump", "load_model",
+    "lookahead", "methods", "metrics", "models", "moves", "sample", "save_model", "velocity",
+]  # fmt: skip
+
+_MODULE_OF = {
+    "Model": "models",
+    "Particles": "particles",
+    "Samples": "samples",
+    "Trace": "particles",
+    "jump": "flow_map",
+    "load_model": "models",
+    "sample": "api",
+    "save_model": "models",
+    "velocity": "flow_map",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module 'steer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    home = _MODULE_OF.get(name)
+    value = getattr(import_module(f"steer.{home}"), name) if home else import_module(f"steer.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

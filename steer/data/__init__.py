@@ -1,0 +1,5 @@
+"""Data sets that need no download."""
+
+from steer.data import emoji
+
+__all__ = ["emoji"]

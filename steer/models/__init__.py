@@ -1,0 +1,71 @@
+"""Models: all that a checkpoint means, nothing about algorithms. `load_model` takes a name or a folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steer.flow_map import FlowMap
+from steer.interpolants import Interpolant
+
+ASSETS = Path(__file__).parent / "assets"
+MODELS = ("emoji",)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A text-to-image flow map.
+
+    flow: the average velocity v(x [b *shape], s, t, cond), see steer.flow_map.
+    path: the interpolant it was trained on.
+    encode: prompts -> cond, a dict of tensors whose leading axis is the prompt.
+    decode: x1 [b *shape] -> pictures [b 3 h w] in [0,1].
+    shape: of one sample x.
+    name: what messages and reports call it.
+    """
+
+    flow: FlowMap
+    path: Interpolant
+    encode: Callable[[list[str]], dict[str, Tensor] | None]
+    decode: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+    name: str = "model"
+
+
+def load_model(name_or_folder: str | Path, device: str | torch.device | None = None) -> Model:
+    """The embedded model of a name ("emoji"), or one that `save_model` wrote to a folder.
+
+    Args:
+        name_or_folder: a name in `MODELS`, or a folder with model.json.
+        device: where its weights go; None takes CUDA where there is one.
+
+    Raises:
+        ValueError: the name is unknown and no folder, or the weights are damaged or do not fit model.json.
+        FileNotFoundError: a file of the folder is missing.
+    """
+    from steer.models import drawing
+
+    folder = ASSETS / str(name_or_folder) if str(name_or_folder) in MODELS else Path(name_or_folder)
+    if not folder.is_dir():
+        import difflib
+
+        near = difflib.get_close_matches(str(name_or_folder), MODELS, 1, 0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"model={str(name_or_folder)!r} is no embedded model and no folder; embedded: {', '.join(MODELS)}{hint}"
+        )
+    return drawing.load(folder, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+def save_model(model: Model, folder: str | Path) -> None:
+    """Write a native model as safetensors and JSON, so that `load_model(folder)` gives it back.
+
+    Raises:
+        ValueError: the model is not one of the native kinds.
+        OSError: the folder cannot be written.
+    """
+    from steer.models import drawing
+
+    drawing.save(model, Path(folder))

@@ -1,0 +1,101 @@
+"""The network of the embedded flow map: a residual perceptron over flat latents, told the words and the two times."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def fourier(t: Tensor, size: int) -> Tensor:
+    """cos and sin of t [b] at `size / 2` frequencies from pi/2 to 64 pi: [b size]."""
+    frequencies = torch.logspace(-1, 6, size // 2, base=2.0, device=t.device, dtype=t.dtype) * math.pi
+    angle = t[:, None] * frequencies
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+class WordPool(nn.Module):
+    """Learned queries attend over the states of the words: tokens [b l d], mask [b l] -> [b queries * size]."""
+
+    def __init__(self, token_size: int, queries: int, size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(token_size)
+        self.queries = nn.Parameter(torch.randn(queries, size) / math.sqrt(size))
+        self.keys = nn.Linear(token_size, size)
+        self.values = nn.Linear(token_size, queries * size)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        b, length, _ = tokens.shape
+        x = self.norm(tokens)
+        scores = torch.einsum("qd,bld->bql", self.queries, self.keys(x))
+        share = scores.masked_fill(~mask[:, None], -1e4).softmax(-1)
+        values = self.values(x).view(b, length, len(self.queries), -1)
+        return torch.einsum("bql,blqd->bqd", share, values).reshape(b, -1)
+
+
+class Block(nn.Module):
+    """h + out(silu(in(norm(h)) * (1 + scale) + shift)), scale and shift from the condition."""
+
+    def __init__(self, width: int, condition: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.enter = nn.Linear(width, width)
+        self.modulate = nn.Linear(condition, 2 * width)
+        self.leave = nn.Linear(width, width)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.modulate(c).chunk(2, 1)
+        return h + self.leave(F.silu(self.enter(self.norm(h)) * (1 + scale) + shift))
+
+
+class FlowNetwork(nn.Module):
+    """v_{s,t}(x) of flat latents x [b d] on the linear path, told cond = {"words": [b c]}, which `describe` makes of words.
+
+    With data of unit variance, I_s has variance q_s = s^2 + (1-s)^2. The network N sees x / sqrt(q_s) and is read as
+
+        v_{s,t}(x) = (2s - 1) / q_s * x + N(x / sqrt(q_s), s, t, cond) / sqrt(q_s),
+
+    so that X_{0,1}(x) = N is a plain prediction of the data, and at s = 1 nothing is left to predict but the slope
+    (preconditioning of arXiv:2206.00364, for the linear path, where it is a prediction of x1 with a skip).
+    """
+
+    def __init__(
+        self, size: int, token_size: int, width: int = 896, depth: int = 4, condition: int = 384, queries: int = 6
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "size": size, "token_size": token_size, "width": width, "depth": depth,
+            "condition": condition, "queries": queries,
+        }  # fmt: skip
+        self.times = 128
+        self.pool = WordPool(token_size, queries, 64)
+        self.words = nn.Sequential(nn.Linear(queries * 64, 512), nn.SiLU(), nn.Linear(512, condition))
+        self.clock = nn.Sequential(nn.Linear(2 * self.times, 256), nn.SiLU(), nn.Linear(256, condition))
+        self.enter = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(Block(width, condition) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, size)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def describe(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The condition [b c] that word states tokens [b l e] with mask [b l] (True where there is a word) give."""
+        return self.words(self.pool(tokens, mask))
+
+    def velocity(self, x: Tensor, s: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        """v_{s,t}(x) [b d] at times s, t [b], told what `describe` gave."""
+        clock = self.clock(torch.cat([fourier(s, self.times), fourier(t, self.times)], 1))
+        c = F.silu(words + clock)
+        q = (s.square() + (1 - s).square())[:, None]
+        h = self.enter(x / q.sqrt())
+        for block in self.blocks:
+            h = block(h, c)
+        return (2 * s[:, None] - 1) / q * x + self.leave(self.norm(h)) / q.sqrt()
+
+    def forward(self, x: Tensor, s: float | Tensor, t: float | Tensor, cond: dict[str, Tensor] | None) -> Tensor:
+        if cond is None:
+            raise ValueError("this model needs cond, the encoded prompts; pass cond=model.encode([prompt])")
+        s, t = (torch.as_tensor(u, dtype=x.dtype, device=x.device).expand(len(x)) for u in (s, t))
+        return self.velocity(x, s, t, cond["words"])

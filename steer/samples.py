@@ -1,0 +1,134 @@
+"""What `steer.sample` returns: pictures, scores, what it cost; saves itself and shows itself in a notebook."""
+
+import io
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.particles import Trace
+
+COLUMNS = 8
+TILE = 128
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Weighted pictures of p prompts, n each, and the unsteered ones from the same noise.
+
+    prompts: the p prompts.
+    images: [p n 3 h w] in [0,1].
+    rewards: [p n], the raw reward of each picture.
+    log_w: [p n], log-weights whose exponentials sum to one in each row; `images` with these weights stand for the law.
+    best: [p 3 h w], the picture with the highest reward.
+    trace: what the method did (times, ESS, log Z, calls); see steer.Trace.
+    unsteered, unsteered_rewards: plain samples of the model from the same noise, and their rewards.
+    report: costs, settings and held-out figures, as plain numbers and words (what report.json holds).
+    """
+
+    prompts: list[str]
+    images: Tensor = field(repr=False)
+    rewards: Tensor = field(repr=False)
+    log_w: Tensor = field(repr=False)
+    trace: Trace = field(repr=False)
+    unsteered: Tensor = field(repr=False)
+    unsteered_rewards: Tensor = field(repr=False)
+    report: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def best_index(self) -> Tensor:
+        """Which picture has the highest reward [p]; among equals the one of the highest weight."""
+        alive = self.rewards + 1e-9 * self.log_w.clamp_min(-1e3)
+        return alive.argmax(1)
+
+    @property
+    def best(self) -> Tensor:
+        """The picture with the highest reward [p 3 h w]."""
+        return self.images[torch.arange(len(self.prompts), device=self.images.device), self.best_index]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write sheet.png, best-*.png, one folder of pictures a prompt and report.json; the folder's path comes back.
+
+        Each file is written under a temporary name and renamed, report.json last: where it stands, all of it stands.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder = check_folder(folder)
+        for i, prompt in enumerate(self.prompts):
+            stem = f"{i:02d}-{slug(prompt)}"
+            write_png(self.best[i], folder / f"best-{stem}.png")
+            (folder / stem).mkdir(exist_ok=True)
+            for name, batch in (("steered", self.images[i]), ("unsteered", self.unsteered[i])):
+                for j, picture in enumerate(batch):
+                    write_png(picture, folder / stem / f"{name}-{j:03d}.png")
+        write_bytes(self.sheet(), folder / "sheet.png")
+        write_bytes(json.dumps(self.report, indent=1).encode(), folder / "report.json")
+        return folder
+
+    def sheet(self, shown: int = 16) -> bytes:
+        """The contact sheet as PNG: for each prompt unsteered pictures beside steered ones, by falling reward."""
+        from steer.plots import contact_sheet
+
+        return contact_sheet(self, shown)
+
+    def _repr_png_(self) -> bytes:
+        return self.sheet()
+
+    def __repr__(self) -> str:
+        p, n = self.rewards.shape
+        mean = [f"{r.mean().item():.3g}" for r in (self.unsteered_rewards, self.rewards)]
+        method = self.report.get("method", {}).get("name", "")
+        return f"Samples({p} x {n} pictures by {method}; mean reward {mean[0]} unsteered, {mean[1]} steered)"
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Make the folder and prove that it can be written; raises OSError naming it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".steer-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"the folder {str(folder)!r} cannot be written ({error.strerror}); name another") from error
+    return folder
+
+
+def slug(text: str) -> str:
+    """A prompt as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "prompt"
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write under a temporary name in the same folder, then rename; nothing half-written is left behind."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_pil(picture: Tensor) -> Any:  # noqa: ANN401 (PIL is imported where it is used)
+    """A picture [3 h w] in [0,1] as PIL."""
+    from PIL import Image
+
+    return Image.fromarray((picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def write_png(picture: Tensor, path: Path) -> None:
+    buffer = io.BytesIO()
+    to_pil(picture).save(buffer, format="PNG")
+    write_bytes(buffer.getvalue(), path)
+
+
+def finite(x: float) -> float | None:
+    """A number as JSON can hold it."""
+    return x if math.isfinite(x) else None

@@ -1,0 +1,98 @@
+"""The embedded model: saved and loaded alike, honest about damage, and its pictures are of what they are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rewards.towers import load_clip
+from steer.data import emoji
+from steer.flow_map import jump
+from steer.models import Model, load_model, save_model
+from steer.models.text import encode_prompts, token_states
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("emoji", device="cpu")
+
+
+def noise(b: int, model: Model) -> torch.Tensor:
+    return torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_saved_and_loaded_it_is_the_same(model: Model, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "mine")
+    again, cond = load_model(tmp_path / "mine", device="cpu"), model.encode(["a fox", "a red heart"])
+    x1 = jump(model.flow, noise(2, model), 0.0, 1.0, cond)
+    assert torch.equal(x1, jump(again.flow, noise(2, model), 0.0, 1.0, again.encode(["a fox", "a red heart"])))
+    assert torch.equal(model.decode(x1), again.decode(x1))
+    assert again.name == "mine" and not list(tmp_path.rglob("*.part"))
+
+
+def test_pictures_are_in_range(model: Model) -> None:
+    pictures = model.decode(10 * noise(3, model))
+    assert pictures.shape == (3, 3, 64, 64) and 0 <= pictures.min() and pictures.max() <= 1
+
+
+def test_prompts_do_not_depend_on_their_neighbours(model: Model) -> None:
+    both, one = model.encode(["a fox", "a very small blue bird"]), model.encode(["a fox"])
+    assert both is not None and one is not None
+    assert torch.allclose(both["words"][:1], one["words"], atol=1e-5)
+
+
+def test_word_states_are_those_of_the_text_tower() -> None:
+    towers = load_clip("emoji-clip")
+    prompts = ["a red heart", "fox", "small dog on a yellow background"]
+    states, ids = token_states(towers, prompts)["tokens"], towers.tokenize(prompts)
+    pooled = states[torch.arange(3), ids.argmax(1)] @ towers.model.text_projection
+    assert torch.allclose(pooled, towers.model.encode_text(ids), atol=1e-5)  # type: ignore[operator]
+    assert torch.equal(encode_prompts(towers, prompts, chunk=1)["mask"], ids != 0)
+
+
+def test_samples_of_a_caption_look_like_its_pictures(model: Model) -> None:
+    """At 4 calls the nearest shipped picture (grey, 16 x 16) has the caption for half of some well known ones."""
+    data = emoji.load()
+    captions = ["red heart", "fox", "pizza", "rainbow", "sunflower", "snowman", "rocket", "penguin", "strawberry", "key"]
+    x, cond = noise(len(captions), model), model.encode(captions)
+    for k in range(4):
+        x = jump(model.flow, x, k / 4, (k + 1) / 4, cond)
+    grey = torch.nn.functional.avg_pool2d(model.decode(x).mean(1, keepdim=True), 4).flatten(1)
+    real = torch.from_numpy(data.images.copy()).permute(0, 3, 1, 2).float().mean(1, keepdim=True) / 255
+    near = torch.cdist(grey, torch.nn.functional.avg_pool2d(real, 4).flatten(1)).argmin(1).tolist()
+    assert sum(data.captions[j] == c for c, j in zip(captions, near, strict=True)) >= 5
+
+
+def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="emojis.*embedded: emoji; did you mean 'emoji'"):
+        load_model("emojis")
+    with pytest.raises(FileNotFoundError, match="model.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["kind", "path", "text"])
+def test_a_card_of_something_else_is_refused(key: str, model: Model, tmp_path: Path) -> None:
+    save_model(model, tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**card, key: "os.system"}))
+    with pytest.raises(ValueError, match=f"{key}='os.system' is not known"):
+        load_model(tmp_path)
+
+
+def test_damage_is_named(model: Model, tmp_path: Path) -> None:
+    save_model(model, tmp_path)
+    flow = tmp_path / "flow.safetensors"
+    flow.write_bytes(flow.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"flow.safetensors are damaged"):
+        load_model(tmp_path)
+    flow.unlink()
+    with pytest.raises(FileNotFoundError, match=r"flow.safetensors"):
+        load_model(tmp_path)
+
+
+def test_only_native_models_are_saved(model: Model, tmp_path: Path) -> None:
+    other = Model(lambda x, s, t, cond: x, model.path, model.encode, model.decode, model.shape, "mine")
+    with pytest.raises(ValueError, match="model='mine' has a flow of type function"):
+        save_model(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
