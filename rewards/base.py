@@ -22,7 +22,9 @@ class Reward(Protocol):
 
 
 def name_of(reward: object) -> str:
-    """Its `name`, or else the name of the function or class."""
+    """Its `name`, or else the name of the function or class; a name stands for itself."""
+    if isinstance(reward, str):
+        return reward
     name = getattr(reward, "name", None)
     return name if isinstance(name, str) else getattr(reward, "__name__", type(reward).__name__)
 

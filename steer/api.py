@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import rewards
-from steer import metrics
 from steer.models import Model, load_model
 from steer.particles import Particles, Trace
 from steer.progress import Observed, bar
@@ -254,7 +253,7 @@ def _enough(x0: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _measured_temperature(r: Tensor, score: rewards.Reward) -> float:
-    spread = metrics.spread(r)
+    spread = finite_std(r)
     if not spread > 0:
         import warnings
 
@@ -265,3 +264,9 @@ def _measured_temperature(r: Tensor, score: rewards.Reward) -> float:
         )
         return 1.0
     return SHARE_OF_SPREAD * spread
+
+
+def finite_std(r: Tensor) -> float:
+    """The standard deviation within a prompt of rewards [p n], those of -inf left out, averaged over prompts."""
+    stds = [row[row.isfinite()].std(correction=1) for row in r.detach().double() if row.isfinite().sum() > 1]
+    return torch.stack(stds).mean().item() if stds else 0.0

@@ -1,0 +1,121 @@
+"""CLIP rewards: parity with open_clip itself, any local folder, the two small ones that ship, and damage."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import rewards
+from rewards import towers
+from rewards.towers import ASSETS, EMBEDDED, WordPieces, import_open_clip, load_clip
+from steer.data import emoji
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small open_clip model with random weights, as open_clip's own local-dir schema wants it."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = import_open_clip().CLIP(**CONFIG)
+    path = tmp_path_factory.mktemp("clip")
+    look = {"size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": look}))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path / "open_clip_model.safetensors")
+    return path
+
+
+def test_any_folder_scores_as_open_clip_does(folder: Path) -> None:
+    open_clip = import_open_clip()
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    prompts = ["a red heart", "a fox", "x"]
+    normal = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    with torch.no_grad():
+        a = F.normalize(model.encode_image(normal), dim=-1)
+        b = F.normalize(model.encode_text(open_clip.get_tokenizer("ViT-B-32")(prompts)), dim=-1)
+    torch.testing.assert_close(rewards.Clip(str(folder))(images, prompts), 100 * (a * b).sum(1), rtol=1e-4, atol=1e-3)
+
+
+def test_larger_pictures_are_resized_with_gradients(folder: Path) -> None:
+    small = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    large = small.repeat_interleave(4, 2).repeat_interleave(4, 3).requires_grad_(True)
+    r = rewards.Clip(str(folder))(large, ["a", "b"])
+    torch.testing.assert_close(r, rewards.Clip(str(folder))(small, ["a", "b"]), rtol=0.05, atol=2.0)
+    assert torch.autograd.grad(r.sum(), large)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(("name", "least"), [("emoji-clip", 0.85), ("emoji-clip-judge", 0.75)])
+def test_the_small_ones_know_their_pictures(name: str, least: float) -> None:
+    """Share of shipped pictures whose caption is among the five best of all 1,954."""
+    data, clip = emoji.load(), rewards.Clip(name)
+    rows = list(range(0, len(data), 20))
+    captions = sorted(set(data.captions))
+    images = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        scores = clip.embed_images(images) @ clip.embed_texts(captions, images.device).T
+    top = scores.topk(5, 1).indices.tolist()
+    assert sum(data.captions[i] in {captions[j] for j in row} for i, row in zip(rows, top, strict=True)) / len(rows) > least
+
+
+def test_open_clip_knows_the_small_configuration() -> None:
+    load_clip("emoji-clip")
+    assert "emoji-clip" in import_open_clip().list_models()
+
+
+def test_words_outside_the_vocabulary_are_spelt() -> None:
+    pieces = WordPieces.from_words(["heart", "red", "##s", "back", "##ground"], 8)
+    ids = pieces(["The Red hearts, \u2764 background!", "", "a b c d e f g h i j k"])
+    assert ids.shape == (3, 8) and ids[1].tolist()[:3] == [1, pieces.vocab_size - 1, 0]
+    words = [pieces.pieces[i - 2] for i in ids[0].tolist() if 1 < i < pieces.vocab_size - 1]
+    assert words == ["red", "heart", "##s", "back", "##ground"]
+    assert ids[2].tolist()[-1] == pieces.vocab_size - 1
+    assert pieces.encode("zebra") == [pieces.index[c] for c in ("z", "##e", "##b", "##r", "##a")]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_article_and_case_do_not_matter(name: str) -> None:
+    tokenize = load_clip(name).tokenize
+    assert torch.equal(tokenize(["A red Heart"]), tokenize(["red heart"]))
+
+
+def copy(name: str, into: Path) -> Path:
+    into.mkdir()
+    for file in (ASSETS / name).iterdir():
+        (into / file.name).write_bytes(file.read_bytes())
+    return into
+
+
+def test_damaged_and_missing_weights_are_named(tmp_path: Path) -> None:
+    folder = copy("emoji-clip", tmp_path / "mine")
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"weights in .*mine.* are damaged .*again"):
+        load_clip(str(folder))
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="no weights at .*mine"):
+        load_clip(str(folder))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    folder = copy("emoji-clip", tmp_path / "mine")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["embed_dim"] = 64
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="do not fit"):
+        towers.load_embedded(folder)
+
+
+def test_unknown_names_and_tags() -> None:
+    with pytest.raises(ValueError, match="model='ViT-B-23' is no open_clip model .*ViT-B-32"):
+        load_clip("ViT-B-23")
+    with pytest.raises(ValueError, match="pretrained='nope' is no tag of 'ViT-B-32'.*openai"):
+        load_clip("ViT-B-32", "nope")
