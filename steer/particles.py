@@ -15,6 +15,7 @@ from torch import Tensor
 
 S = TypeVar("S")
 Resample = Callable[..., Tensor]
+Reward = Callable[[Tensor], Tensor]  # x1 [p m *d] -> [p m], higher is better
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ class Trace:
     def calls(self) -> Tensor:
         """The cost in the unit of budgets [p]: a forward row counts one, a backward row two more."""
         return self.forward + 2 * self.backward
+
+    @classmethod
+    def counted(
+        cls,
+        times: Tensor,
+        ess: Tensor,
+        resampled: Tensor,
+        log_z: Tensor,
+        ancestors: Tensor,
+        forward: int,
+        *,
+        backward: int = 0,
+        reward_calls: int,
+    ) -> "Trace":
+        """A trace whose prompts all cost the same."""
+        counts = (torch.full_like(log_z, c, dtype=torch.long) for c in (forward, backward, reward_calls))
+        return cls(times, ess, resampled, log_z, *counts, ancestors)
 
 
 def normalise(log_w: Tensor) -> Tensor:
@@ -142,6 +160,21 @@ def gather(state: S, index: Tensor) -> S:
     numbers pass through). Raises ValueError on a tensor that does not begin with p, so that none is left behind.
     """
     return _gather(state, index, "state")
+
+
+def check_settings(steps: int, temperature: float) -> None:
+    """Raises ValueError unless steps >= 1 and temperature > 0."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; math.inf ignores the reward")
+
+
+def check_start(x0: Tensor) -> tuple[int, int]:
+    """(p, n) of the starting noise x0 [p n *d]; raises ValueError when it is not that, or holds no particle."""
+    if x0.ndim < 3 or not x0.is_floating_point() or 0 in x0.shape:
+        raise ValueError(f"x0 must be floats [p n *d] with p, n >= 1, got {x0.dtype} of shape {tuple(x0.shape)}")
+    return x0.shape[0], x0.shape[1]
 
 
 def check_rewards(r: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,48 @@
+"""Steering methods: one published method, one file.
+
+A method is a frozen dataclass and pure: ``m(flow, path, reward, x0 [p n *d], cond=None, *, rng) -> (Particles, Trace)``,
+where the reward takes x1 [p m *d] to [p m]. ``m.with_budget(calls, n)`` is the same method set to spend at most that many
+calls a prompt on n particles; ``m.needs_gradient`` says whether it differentiates the reward.
+"""
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from steer.flow_map import Cond, FlowMap
+from steer.interpolants import Interpolant
+from steer.methods.best_of_n import BestOfN
+from steer.methods.guidance import Guidance
+from steer.methods.smc import SMC
+from steer.particles import Particles, Reward, Trace
+
+__all__ = ["SMC", "BestOfN", "Guidance", "Method"]
+
+
+class Method(Protocol):
+    """What every steering method is."""
+
+    needs_gradient: ClassVar[bool]
+
+    @property
+    def temperature(self) -> float:
+        """The target is p(x1) exp(reward / temperature)."""
+        ...
+
+    def __call__(
+        self,
+        flow: FlowMap,
+        path: Interpolant,
+        reward: Reward,
+        x0: Tensor,
+        cond: Cond = None,
+        *,
+        rng: torch.Generator,
+    ) -> tuple[Particles, Trace]:
+        """Steered particles from the noise x0 [p n *d]."""
+        ...
+
+    def with_budget(self, calls: int, n: int = 16) -> "Method":
+        """The same method within `calls` network calls a prompt."""
+        ...

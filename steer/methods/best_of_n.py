@@ -1,0 +1,82 @@
+"""Best of n: sample plainly, score, and weigh.
+
+The unbeatable baseline of few-step maps; every other method is to be compared with it at equal calls.
+Source: KL of its law, "Theoretical guarantees on the best-of-n alignment policy" (arXiv:2401.01879).
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steer.flow_map import Batched, Cond, FlowMap, jump
+from steer.interpolants import Interpolant
+from steer.particles import (
+    Particles,
+    Reward,
+    Trace,
+    check_rewards,
+    check_settings,
+    check_start,
+    ess,
+    log_mean_exp,
+    normalise,
+    tempered,
+)
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Carry each x0 to the end by `steps` equal jumps and weigh it by ``exp(reward / temperature)``.
+
+    All n samples are returned. Best-of-n proper is the one of highest reward (``Samples.best``, or
+    ``rewards.argmax(-1)``); its law is no tilt. The weights make the same draws an importance sample of the tilted law
+    p(x1) exp(reward / temperature), with an unbiased estimate ``mean exp(reward / temperature)`` of Z.
+
+    Attributes:
+        steps: jumps from noise to data; one is enough for an exact map.
+        temperature: of the tilted law; it changes weights and log Z, not the samples.
+    """
+
+    steps: int = 1
+    temperature: float = 1.0
+    needs_gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(self.steps, self.temperature)
+
+    def __call__(
+        self,
+        flow: FlowMap,
+        path: Interpolant,
+        reward: Reward,
+        x0: Tensor,
+        cond: Cond = None,
+        *,
+        rng: torch.Generator,
+    ) -> tuple[Particles, Trace]:
+        """Particles and trace of x0 [p n *d]; draws nothing from rng."""
+        p, n = check_start(x0)
+        x = x0
+        for k in range(self.steps):
+            x = jump(Batched(flow), x, k / self.steps, (k + 1) / self.steps, cond)
+        rewards = check_rewards(reward(x), (p, n), x.dtype)
+        log_w = tempered(rewards, self.temperature)
+        sizes = torch.cat([log_w.new_full((self.steps - 1, p), n), ess(log_w)[None]])
+        trace = Trace.counted(
+            torch.arange(self.steps) / self.steps,
+            sizes,
+            torch.zeros_like(sizes, dtype=torch.bool),
+            log_mean_exp(log_w),
+            torch.arange(n, device=x.device).expand(p, n),
+            forward=n * self.steps,
+            reward_calls=n,
+        )
+        return Particles(x, normalise(log_w), rewards), trace
+
+    def with_budget(self, calls: int, n: int = 16) -> "BestOfN":
+        """The same method with as many steps as `calls` a prompt pay for; raises ValueError below n calls."""
+        if calls < n:
+            raise ValueError(f"budget of {calls} calls is too small for {n} particles; the least is {n}")
+        return replace(self, steps=calls // n)
