@@ -1,0 +1,262 @@
+"""The command line: `steer sample`, `steer bench`, `steer list`, each with hydra overrides after it."""
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from steer.settings import CONFIGS, names, unknown
+
+USAGE = """\
+usage: steer COMMAND [KEY=VALUE ...] [--debug]
+
+  steer sample prompt="a red heart" reward=clip            pictures, plain and steered, into outputs/
+  steer sample prompt="[a fox,a blue fox]" n=32 method=smc temperature=2 seed=0 out=foxes
+  steer sample prompt="a house" reward=my_file.py:score    a reward of your own: score(images [b 3 h w]) -> [b]
+  steer sample prompt="a house" reward="{clip: 1, redness: 50}" budget=512
+  steer sample prompt="a house" method=smc method.ess_threshold=0.8
+  steer sample --help                                      every key, with its default
+  steer bench exact|embedded|overhead [fast=true]          print figures and write them as JSON
+  steer list                                               models, methods and rewards by name
+
+Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 2 after an error in the input, or 130 after an interruption."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug, rest = "--debug" in arguments, [a for a in arguments if a != "--debug"]
+    try:
+        return _dispatch(rest)
+    except KeyboardInterrupt:
+        print("steer: interrupted; no file is half-written", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug or not _is_about_input(error):
+            raise
+        print("steer: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, *overrides = arguments or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        from steer import __version__
+
+        print(f"steer {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    if {"-h", "--help"} & set(overrides):
+        print(USAGE if command == "list" else (CONFIGS / f"{command}.yaml").read_text(encoding="utf8"), end="")
+        return 0
+    COMMANDS[command](overrides)
+    return 0
+
+
+def _is_about_input(error: Exception) -> bool:
+    """Whether this project, or hydra, raised it on purpose: then its message says enough, and where is no matter.
+
+    An error that began anywhere else is a user's own, or a fault of ours; both are shown whole.
+    """
+    if isinstance(error, SystemError | MemoryError | AssertionError | AttributeError | NameError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    origin = Path(frames[-1].filename).resolve() if frames else Path()
+    here = Path(__file__).resolve().parent
+    homes = [here, here.parent / "rewards", *(_home(m) for m in ("hydra", "omegaconf"))]
+    return any(home in origin.parents for home in homes)
+
+
+def _home(module: str) -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin).resolve().parent if spec and spec.origin else Path("/nowhere")
+
+
+def run_sample(overrides: list[str]) -> None:
+    """`steer sample`: everything that can be wrong with the input is found before any sampling."""
+    from hydra.utils import instantiate
+
+    from steer.samples import check_folder
+
+    overrides, free = _take_free(_quote_prompt(overrides))
+    config = _compose("sample", overrides)
+    folder = check_folder(config.out)
+    reward = _free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
+    method = instantiate(config.method) if config.get("method") else None
+    plain = {key: _to_plain(config[key]) for key in config if key not in ("reward", "method", "model", "out")}
+
+    from steer import sample
+
+    out = sample(plain.pop("prompt"), reward=reward, method=method, model=free.get("model", config.model.name), **plain)
+    out.save(folder)
+    _print_summary(out.report, folder)
+
+
+def run_bench(overrides: list[str]) -> None:
+    """`steer bench NAME`: prints tables, writes NAME.json."""
+    from steer.bench import TABLES, run
+    from steer.samples import check_folder, write_bytes
+
+    name, *rest = overrides or [""]
+    if name not in TABLES:
+        raise unknown("bench", name, TABLES)
+    config = _compose("bench", rest)
+    folder = check_folder(config.out)
+    tables = run(name, fast=config.fast)
+    for title, rows in tables.items():
+        _print_table(title, rows)
+    write_bytes(_json(tables), folder / f"{name}.json")
+
+
+def run_list(overrides: list[str]) -> None:
+    """`steer list`: the names of the three groups."""
+    if overrides:
+        raise ValueError(f"steer list takes no settings, got {overrides[0]!r}; leave it out")
+    groups = ("model", "method", "reward")
+    _print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"sample": run_sample, "bench": run_bench, "list": run_list}
+
+
+def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictConfig)
+    """The composed config; unknown keys and names are reported with those that are known."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        known = [str(key) for key in compose(config)] + [g for g in ("method",) if config == "sample"]
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            root = key.lstrip("+~").partition(".")[0].partition("@")[0]
+            if not equals and not key.startswith("~"):
+                raise ValueError(f"setting {override!r} has no value; write {override}=VALUE")
+            if root not in known:
+                raise unknown("setting", root, known)
+            if key == "method" and value not in (*names("method"), "null"):
+                raise unknown("method", value, names("method"))
+        return compose(config, overrides)
+
+
+def _quote_prompt(overrides: list[str]) -> list[str]:
+    """A prompt is text, whatever characters it holds; only a list in brackets is left to hydra."""
+    quoted = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if key == "prompt" and equals and not text.startswith(("[", "'", '"')):
+            escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+            override = f"prompt='{escaped}'"
+        quoted.append(override)
+    return quoted
+
+
+def _take_free(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take out rewards and models that are no names in configs/: functions, weights, folders."""
+    free, left = {}, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in ("reward", "model") and value not in names(key):
+            free[key] = value
+        else:
+            left.append(override)
+    return left, free
+
+
+def _free_reward(text: str) -> Any:  # noqa: ANN401 (whatever rewards.to_reward takes)
+    """`{clip: 1, redness: 50}` as a dict of weights, `[clip, redness]` as a list, `module:name` as that object."""
+    if text.startswith(("{", "[")):
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(OmegaConf.create(text))
+    if ":" not in text:
+        raise unknown("reward", text, names("reward"), ", or module:function, or file.py:function")
+    return import_object(text)
+
+
+def import_object(text: str) -> Any:  # noqa: ANN401
+    """The object named by "package.module:name" or "path/to/file.py:name"; the working directory is searched too.
+
+    Raises:
+        ValueError: there is no such module, file or name. Errors inside the module pass unchanged.
+    """
+    import importlib
+    import importlib.util
+
+    place, _, name = text.rpartition(":")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise ValueError(f"reward={text!r}: there is no file {place!r}; name one that exists")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and not f"{place}.".startswith(f"{error.name}."):
+                raise
+            cure = "install it, or run from its folder"
+            raise ValueError(f"reward={text!r}: there is no module {place!r}; {cure}") from error
+        finally:
+            sys.path.pop(0)
+    if not hasattr(module, name):
+        raise unknown("reward", text, [f"{place}:{n}" for n in vars(module) if not n.startswith("_")])
+    return getattr(module, name)
+
+
+def _to_plain(value: Any) -> Any:  # noqa: ANN401
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _print_summary(report: Mapping[str, Any], folder: Path) -> None:
+    """What happened, on stdout: scores, cost, warnings, and where the files are."""
+    columns = ("unsteered", "steered", "best")
+    rows = [
+        {"mean score": scores["name"], **{c: scores.get(c) for c in columns}}
+        for scores in (report["reward"], report.get("held_out"))
+        if scores
+    ]
+    method, cost = report["method"]["name"], report["cost"]["steered"]
+    _print_table(f"{', '.join(report['prompts'])}: {method}, temperature {_cell(report['temperature'])}", rows)
+    seconds = sum(part["seconds"]["total"] for part in report["cost"].values())
+    print(f"{cost['calls']:.0f} network calls and {cost['reward_calls']:.0f} scored pictures a prompt; {seconds:.1f} s")
+    for text in report["warnings"]:
+        print(f"warning: {text}", file=sys.stderr)
+    print(f"wrote {folder}")
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    numeric = {c for c in columns if all(isinstance(row.get(c), int | float | None) for row in rows)}
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _json(tables: object) -> bytes:
+    import json
+
+    return (json.dumps(tables, indent=2) + "\n").encode()
