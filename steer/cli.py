@@ -240,7 +240,7 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
     numeric = {c for c in columns if all(isinstance(row.get(c), int | float | None) for row in rows)}
     table = Table(title=title, title_justify="left")
     for column in columns:
@@ -256,7 +256,16 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _json(tables: object) -> bytes:
+def _json(content: Any) -> bytes:  # noqa: ANN401 (rows of numbers and words)
+    """Strict JSON: numbers that it lacks become null."""
     import json
+    import math
 
-    return (json.dumps(tables, indent=2) + "\n").encode()
+    def finite(value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, dict):
+            return {key: finite(v) for key, v in value.items()}
+        if isinstance(value, list):
+            return [finite(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode("utf8")
