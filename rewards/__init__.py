@@ -1,7 +1,8 @@
 """Rewards: scores of pictures, higher better, one a picture.
 
-    rewards.get("clip")                 a reward by name
-    rewards.to_reward(my_function)      a reward of any function of pictures [b 3 h w] in [0,1], and prompts if it takes them
+rewards.get("clip")                 a reward by name
+rewards.to_reward(my_function)      a reward of any function of pictures [b 3 h w] in [0,1], and prompts if it takes
+them
 """
 
 import difflib
@@ -25,7 +26,8 @@ from rewards.clip import Clip
 from rewards.simple import Brightness, ColourMatch, JpegSize, Redness
 
 __all__ = [
-    "Brightness", "Chunked", "Clip", "ColourMatch", "Counted", "Function", "JpegSize", "Negated", "Pil", "Redness", "Reward",
+    "Brightness", "Chunked", "Clip", "ColourMatch", "Counted", "Function", "JpegSize", "Negated", "Pil", "Redness",
+    "Reward",
     "WeightedSum", "check_scores", "get", "is_differentiable", "name_of", "names", "probe_differentiable", "to_reward",
 ]  # fmt: skip
 

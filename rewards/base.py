@@ -1,14 +1,15 @@
 """What a reward is, wrappers that are rewards themselves, and the way from anything a user has to a reward.
 
-A reward takes pictures [b 3 h w] in [0,1] and b prompts, and gives [b] scores, higher better, one a picture: no mean over the
-batch, no weight, no device inside. Three optional attributes describe it: `name`; `differentiable`, whether the scores have
-gradients to the pictures; `cost`, the price of one picture in forward passes of the model that is steered (0: negligible).
+A reward takes pictures [b 3 h w] in [0,1] and b prompts, and gives [b] scores, higher better, one a picture: no mean
+over the batch, no weight, no device inside. Three optional attributes describe it: `name`; `differentiable`, whether
+the scores have gradients to the pictures; `cost`, the price of one picture in forward passes of the model that is
+steered (0: negligible).
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch import Tensor
 class Reward(Protocol):
     """(images [b 3 h w] in [0,1], prompts) -> scores [b], higher better."""
 
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor: ...
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b]."""
+        ...
 
 
 def name_of(reward: object) -> str:
@@ -35,6 +38,7 @@ def is_differentiable(reward: object) -> bool | None:
 
 
 def cost_of(reward: object) -> float:
+    """What the reward says one picture costs, in forward passes of the steered model; 0 where it says nothing."""
     return float(getattr(reward, "cost", 0.0))
 
 
@@ -88,6 +92,7 @@ class Function:
     arguments: int = 2
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         given = (images, prompts, [{} for _ in prompts])[: self.arguments]
         scores = self.function(*given)
         if isinstance(scores, tuple) and len(scores) == 2 and isinstance(scores[1], dict):
@@ -105,6 +110,7 @@ class Pil:
     cost: float = 0.0
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         return check_scores(self, self.function(to_pil(images), prompts), len(images), images)
 
 
@@ -125,6 +131,7 @@ class WeightedSum:
 
     @property
     def name(self) -> str:
+        """Weights and names."""
         return " + ".join(f"{w:g} {name_of(r)}" for w, r in zip(self.weights, self.rewards, strict=True))
 
     @property
@@ -135,6 +142,7 @@ class WeightedSum:
 
     @property
     def cost(self) -> float:
+        """The sum of the parts'."""
         return sum(cost_of(r) for r in self.rewards)
 
     def parts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
@@ -142,34 +150,50 @@ class WeightedSum:
         return {name_of(r): r(images, prompts) for r in self.rewards}
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         scores = [w * r(images, prompts) for w, r in zip(self.weights, self.rewards, strict=True)]
         return torch.stack(scores).sum(0)
 
 
+class _Wrapper:
+    """The attributes of a wrapped reward."""
+
+    reward: Reward
+
+    @property
+    def name(self) -> str:
+        """The reward's."""
+        return name_of(self.reward)
+
+    @property
+    def differentiable(self) -> bool | None:
+        """The reward's."""
+        return is_differentiable(self.reward)
+
+    @property
+    def cost(self) -> float:
+        """The reward's."""
+        return cost_of(self.reward)
+
+
 @dataclass(frozen=True)
-class Negated:
+class Negated(_Wrapper):
     """-reward, for a score of which less is better."""
 
     reward: Reward
 
     @property
     def name(self) -> str:
+        """The reward's name with a minus."""
         return f"-{name_of(self.reward)}"
 
-    @property
-    def differentiable(self) -> bool | None:
-        return is_differentiable(self.reward)
-
-    @property
-    def cost(self) -> float:
-        return cost_of(self.reward)
-
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         return -self.reward(images, prompts)
 
 
 @dataclass(frozen=True)
-class Chunked:
+class Chunked(_Wrapper):
     """The same scores, at most `size` pictures at a time."""
 
     reward: Reward
@@ -179,44 +203,22 @@ class Chunked:
         if self.size < 1:
             raise ValueError(f"size={self.size} must be at least 1 picture")
 
-    @property
-    def name(self) -> str:
-        return name_of(self.reward)
-
-    @property
-    def differentiable(self) -> bool | None:
-        return is_differentiable(self.reward)
-
-    @property
-    def cost(self) -> float:
-        return cost_of(self.reward)
-
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         starts = range(0, len(images), self.size)
         return torch.cat([self.reward(images[i : i + self.size], prompts[i : i + self.size]) for i in starts])
 
 
 @dataclass
-class Counted:
+class Counted(_Wrapper):
     """The same scores, and how many calls and pictures they took."""
 
     reward: Reward
     calls: int = 0
     pictures: int = 0
 
-    @property
-    def name(self) -> str:
-        return name_of(self.reward)
-
-    @property
-    def differentiable(self) -> bool | None:
-        return is_differentiable(self.reward)
-
-    @property
-    def cost(self) -> float:
-        return cost_of(self.reward)
-
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         self.calls += 1
         self.pictures += len(images)
         return self.reward(images, prompts)
@@ -226,8 +228,9 @@ def to_reward(given: object) -> Reward:
     """A reward of whatever a user has.
 
     Taken: a name (see `rewards.names()`); a reward of this package; any callable of (images), (images, prompts) or
-    (images, prompts, metadata), which may return (scores, info); an object with `score(images, prompts)`; a list of these,
-    or of (reward, weight) pairs; a dict {reward or name: weight}. A function of PIL pictures must say so: `Pil(function)`.
+    (images, prompts, metadata), which may return (scores, info); an object with `score(images, prompts)`; a list of
+    these, or of (reward, weight) pairs; a dict {reward or name: weight}. A function of PIL pictures must say so:
+    `Pil(function)`.
 
     Raises:
         ValueError: an unknown name, an empty list, or a weight that is no finite number.
@@ -245,13 +248,13 @@ def to_reward(given: object) -> Reward:
         return Function(given.score, name_of(given), is_differentiable(given), cost_of(given))  # type: ignore[attr-defined]
     if not callable(given):
         raise TypeError(
-            f"reward={given!r} is no reward; give a name, a function of pictures, an object with score(images, prompts), "
-            "or a list or dict of these with weights"
+            f"reward={given!r} is no reward; give a name, a function of pictures, an object with "
+            "score(images, prompts), or a list or dict of these with weights"
         )
     if isinstance(given, (Function, Pil, WeightedSum, Negated, Chunked, Counted)):
         return given
     if type(given).__module__.split(".")[0] == "rewards":
-        return given
+        return cast(Reward, given)
     return _function(given)
 
 

@@ -17,8 +17,9 @@ class Clip:
         open_clip model name with its pretrained tag, an "hf-hub:..." name, or a local folder.
     pretrained: the tag, such as "laion2b_s34b_b79k"; not for embedded models and folders.
 
-    Ref: CLIPScore: A Reference-free Evaluation Metric for Image Captioning (arXiv:2104.08718), there 2.5 * max(cos, 0); here
-    unclipped, so that gradients never vanish. The weights are loaded at the first call, on the pictures' device.
+    Ref: CLIPScore: A Reference-free Evaluation Metric for Image Captioning (arXiv:2104.08718), there 2.5 * max(cos,
+    0); here unclipped, so that gradients never vanish. The weights are loaded at the first call, on the pictures'
+    device.
 
     Raises:
         FileNotFoundError, ValueError: at the first call, when weights are missing, damaged or unknown; see `load_clip`.
@@ -45,7 +46,7 @@ class Clip:
         new = [p for p in dict.fromkeys(prompts) if p not in self._texts]
         if new:
             with torch.no_grad():
-                rows = towers.model.encode_text(towers.tokenize(new).to(device), normalize=True)  # type: ignore[operator]
+                rows = towers.model.encode_text(towers.tokenize(new).to(device), normalize=True)
             self._texts.update(zip(new, rows, strict=True))
         return torch.stack([self._texts[p] for p in prompts])
 
@@ -56,8 +57,9 @@ class Clip:
         if x.shape[-2:] != (towers.size, towers.size):
             x = F.interpolate(x, (towers.size, towers.size), mode="bicubic", antialias=True, align_corners=False)
         mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (towers.mean, towers.std))
-        return towers.model.encode_image((x - mean) / std, normalize=True)  # type: ignore[operator]
+        return towers.model.encode_image((x - mean) / std, normalize=True)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         texts = self.embed_texts(prompts, images.device)
         return 100 * (self.embed_images(images) * texts).sum(-1).to(images.dtype)

@@ -24,6 +24,7 @@ class Redness:
     cost: float = 0.0
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         red, green, blue = images.unbind(1)
         return (red - (green + blue) / 2).mean((-2, -1))
 
@@ -37,6 +38,7 @@ class Brightness:
     cost: float = 0.0
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         red, green, blue = images.unbind(1)
         return (0.2126 * red + 0.7152 * green + 0.0722 * blue).mean((-2, -1))
 
@@ -71,6 +73,7 @@ class ColourMatch:
         return rgb
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         target = torch.tensor(self.rgb(), device=images.device, dtype=images.dtype).view(3, 1, 1)
         return -(images - target).square().mean((1, 2, 3)).add(1e-12).sqrt()
 
@@ -92,6 +95,7 @@ class JpegSize:
             raise ValueError(f"quality={self.quality} must lie in 1 to 95, as JPEG encoders take it")
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
         return images.new_tensor([-self._kilobytes(p) for p in to_pil(images)])
 
     def _kilobytes(self, picture: object) -> float:

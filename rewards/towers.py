@@ -55,10 +55,12 @@ class WordPieces:
 
     @property
     def vocab_size(self) -> int:
+        """The pieces, and the ids that pad, start and end."""
         return len(self.pieces) + 3
 
     @property
     def index(self) -> dict[str, int]:
+        """The id of each piece."""
         return _index(self.pieces)
 
     def encode(self, text: str) -> list[int]:
@@ -106,7 +108,7 @@ class Towers:
     mean, std: what their colours are normalised by.
     """
 
-    model: torch.nn.Module
+    model: Any
     tokenize: Callable[[list[str]], Tensor]
     size: int
     mean: tuple[float, ...]
@@ -133,7 +135,9 @@ def build(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def load_embedded(folder: Path) -> Towers:
-    """Towers of one of the package's own folders: open_clip_config.json, vocabulary.json, open_clip_model.safetensors."""
+    """Towers of one of the package's own folders: open_clip_config.json, vocabulary.json,
+    open_clip_model.safetensors.
+    """
     if not (folder / "open_clip_config.json").exists():
         raise FileNotFoundError(f"no model in {folder}: open_clip_config.json is missing; install the package again")
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf8"))

@@ -1,6 +1,6 @@
 """Draw the emoji and their captioned variations once, for every training script: runs/bank (about 1.1 GB).
 
-    python scripts/bank.py --variants 16
+python scripts/bank.py --variants 16
 """
 
 import argparse
@@ -48,7 +48,9 @@ def layers(data: emoji.Emoji, rows: Iterable[int]) -> torch.Tensor:
 def main(variants: int, seed: int) -> None:
     data = emoji.load()
     dice = random.Random(seed)
-    known = torch.cat([hue_is_clear(layers(data, range(i, min(i + 512, len(data))))[:, :3]) for i in range(0, len(data), 512)])
+    known = torch.cat(
+        [hue_is_clear(layers(data, range(i, min(i + 512, len(data))))[:, :3]) for i in range(0, len(data), 512)]
+    )
     print(f"{known.float().mean():.2f} of the pictures have one hue that a word can change")
     jobs = [(i, Variation()) for i in range(len(data))]
     jobs += [(i, random_variation(dice, bool(known[i]))) for _ in range(variants) for i in range(len(data))]

@@ -6,14 +6,16 @@
     python scripts/build_emoji.py node_modules steer/data/assets
 
 Each icon is drawn by resvg at 256 x 256, laid over white and reduced to 64 x 64 by the mean of its 4 x 4 boxes, and its
-coverage (alpha) likewise: bit for bit the same on every machine. Skin tones and icons marked hidden are left out. Label, tags, group and subgroup come from
-emojibase, joined on the code points without the variation selector FE0F; an icon unknown there is captioned by its name.
-The pictures and coverages are stored in lossless WebP sheets, the texts in captions.json.
+coverage (alpha) likewise: bit for bit the same on every machine. Skin tones and icons marked hidden are left out.
+Label, tags, group and subgroup come from emojibase, joined on the code points without the variation selector FE0F; an
+icon unknown there is captioned by its name. The pictures and coverages are stored in lossless WebP sheets, the texts
+in captions.json.
 """
 
 import io
 import json
 import sys
+from collections.abc import Iterator
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def read_labels(modules: Path) -> dict[str, dict]:
     }
 
 
-def icons(modules: Path, style: str):
+def icons(modules: Path, style: str) -> Iterator[tuple[str, list[str], dict, dict]]:
     """Yield (name, code points, icon, defaults) of every icon kept of a style, in the package's order."""
     folder = modules / "@iconify-json" / STYLES[style]
     data = json.loads((folder / "icons.json").read_text())

@@ -5,8 +5,8 @@
 
 The second run goes on with the decoder alone, the latents as they are, while the flow map is being trained on them.
 Latents carry Gaussian noise of standard deviation `noise` while a small penalty keeps their square near 1, which is a
-variational autoencoder with a fixed posterior variance: the decoder learns to give a clean picture for a latent that is a
-little off, as a sampled one is.
+variational autoencoder with a fixed posterior variance: the decoder learns to give a clean picture for a latent that
+is a little off, as a sampled one is.
 """
 
 import argparse
@@ -36,7 +36,9 @@ def held_out(seed: int, count: int) -> np.ndarray:
 def load_layers() -> Tensor:
     """uint8 [N 4 64 64]: colours over white, coverage."""
     data = emoji.load()
-    return torch.from_numpy(np.concatenate([data.images, data.coverage[..., None]], -1)).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(np.concatenate([data.images, data.coverage[..., None]], -1)).permute(0, 3, 1, 2).contiguous()
+    )
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -59,7 +61,9 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def reconstruction(x: Tensor, target: Tensor, square: float) -> Tensor:
-    """Charbonnier distance of the layers, and `square` of the squared one; errors beyond white or black are forgiven."""
+    """Charbonnier distance of the layers, and `square` of the squared one; errors beyond white or black are
+    forgiven.
+    """
     x = torch.where((x > 1) & (target > 0.999) | (x < 0) & (target < 0.001), target, x)
     weight = torch.tensor([1.0, 1.0, 1.0, 0.5]).view(4, 1, 1)
     error = (x - target).square()
@@ -123,7 +127,12 @@ def train(config: dict, out: Path, run: Path) -> None:
         average(ema, model, min(0.999, (1 + progress.step) / (10 + progress.step)))
         progress.step += 1
         if progress.step % 100 == 0:
-            row = {"step": progress.step, "minutes": progress.elapsed / 60, "loss": loss.item(), "latent": z.std().item()}
+            row = {
+                "step": progress.step,
+                "minutes": progress.elapsed / 60,
+                "loss": loss.item(),
+                "latent": z.std().item(),
+            }
             if progress.step % 500 == 0:
                 checkpoint(run / "last.safetensors", pair, optimiser, progress)
                 row |= {"held_psnr": psnr(ema, layers[held])}

@@ -4,9 +4,9 @@
     python scripts/train_clip.py configs/train/emoji-clip.json
     python scripts/train_clip.py configs/train/emoji-clip-judge.json
 
-Contrastive learning (Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020) of pictures
-from the bank against captions, tags and groups; texts that are equal within a batch are all taken as right answers.
-`leave_out_style` names an art style that is never shown, to measure retrieval on it.
+Contrastive learning (Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020) of
+pictures from the bank against captions, tags and groups; texts that are equal within a batch are all taken as right
+answers. `leave_out_style` names an art style that is never shown, to measure retrieval on it.
 """
 
 import argparse
@@ -88,7 +88,10 @@ class Batches:
         """Pictures [b 3 h w], ids [b context], right answers [b b]."""
         b, share = self.config["batch"], self.config["plain_share"]
         chosen = self.dice.sample(list(range(len(self.plain))), int(b * share))
-        index = [*self.plain[chosen], *self.varied[[self.dice.randrange(len(self.varied)) for _ in range(b - len(chosen))]]]
+        index = [
+            *self.plain[chosen],
+            *self.varied[[self.dice.randrange(len(self.varied)) for _ in range(b - len(chosen))]],
+        ]
         texts = []
         for j in index:
             i = int(self.bank.source[j])
@@ -113,7 +116,9 @@ def retrieval(model: torch.nn.Module, data: emoji.Emoji, tokenize: WordPieces, r
     """Share of pictures whose caption is among the k nearest of all distinct captions."""
     captions = sorted(set(data.captions))
     model.eval()
-    texts = torch.cat([model.encode_text(tokenize(captions[i : i + 256]), normalize=True) for i in range(0, len(captions), 256)])  # type: ignore[operator]
+    texts = torch.cat(
+        [model.encode_text(tokenize(captions[i : i + 256]), normalize=True) for i in range(0, len(captions), 256)]
+    )  # type: ignore[operator]
     pictures = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).float() / 255
     images = torch.cat([model.encode_image(normalise(x), normalize=True) for x in pictures.split(256)])  # type: ignore[operator]
     model.train()
@@ -128,7 +133,9 @@ def train(config: dict, out: Path, run: Path) -> None:
     model_cfg = json.loads(json.dumps(config["model"]))
     model_cfg["text_cfg"]["vocab_size"] = tokenize.vocab_size
     model = build(model_cfg).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), config["lr"], weight_decay=config["weight_decay"], betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        model.parameters(), config["lr"], weight_decay=config["weight_decay"], betas=(0.9, 0.98)
+    )
     progress = Progress(config["steps"], config.get("minutes"))
     resume(run / "last.safetensors", model, optimiser, progress)
     batches = Batches(config, data, tokenize, progress.step)
@@ -147,14 +154,29 @@ def train(config: dict, out: Path, run: Path) -> None:
         optimiser.step()
         progress.step += 1
         if progress.step % 100 == 0:
-            row = {"step": progress.step, "minutes": progress.elapsed / 60, "loss": loss.item(), "lr": optimiser.param_groups[0]["lr"]}
+            row = {
+                "step": progress.step,
+                "minutes": progress.elapsed / 60,
+                "loss": loss.item(),
+                "lr": optimiser.param_groups[0]["lr"],
+            }
             if progress.step % 500 == 0:
                 checkpoint(run / "last.safetensors", model, optimiser, progress)
-                row |= {"seen": retrieval(model, data, tokenize, some), "held": retrieval(model, data, tokenize, batches.held[:500])}
+                row |= {
+                    "seen": retrieval(model, data, tokenize, some),
+                    "held": retrieval(model, data, tokenize, batches.held[:500]),
+                }
             log(run / "log.jsonl", **row)
     write(out, model, model_cfg, tokenize)
     seen, held = retrieval(model, data, tokenize, some), retrieval(model, data, tokenize, batches.held)
-    log(run / "log.jsonl", step=progress.step, minutes=progress.elapsed / 60, seen_top5=seen, held_top5=held, held_pictures=len(batches.held))
+    log(
+        run / "log.jsonl",
+        step=progress.step,
+        minutes=progress.elapsed / 60,
+        seen_top5=seen,
+        held_top5=held,
+        held_pictures=len(batches.held),
+    )
 
 
 def write(out: Path, model: torch.nn.Module, model_cfg: dict, tokenize: WordPieces) -> None:

@@ -2,11 +2,12 @@
 
     python scripts/train_flow.py configs/train/flow.json      (after train_clip.py and train_autoencoder.py)
 
-Lagrangian self-distillation (How to build a consistency model, arXiv:2505.18825): flow matching on the diagonal for 3/4 of
-a batch; off it the slope d/dt X_{s,t} is matched to v_{t,t}(X_{s,t}), gradients stopped in the target; a learned weight for
-every (s, t); an average of the weights is kept. Classifier-free guidance is folded into the diagonal's target (Improved
-Mean Flows, arXiv:2512.02012), so that one call is one call. Latents of the drawings are encoded once; captions are drawn
-over the levels and variations of steer/data/variations.py, and their words encoded once.
+Lagrangian self-distillation (How to build a consistency model, arXiv:2505.18825): flow matching on the diagonal for
+3/4 of a batch; off it the slope d/dt X_{s,t} is matched to v_{t,t}(X_{s,t}), gradients stopped in the target; a
+learned weight for every (s, t); an average of the weights is kept. Classifier-free guidance is folded into the
+diagonal's target (Improved Mean Flows, arXiv:2512.02012), so that one call is one call. Latents of the drawings are
+encoded once; captions are drawn over the levels and variations of steer/data/variations.py, and their words encoded
+once.
 """
 
 import argparse
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from bank import layers
 from common import Progress, checkpoint, half, learning_rate, log, resume, write_tensors
-from rewards.towers import Towers, load_clip
+from rewards.clip import Clip
+from rewards.towers import Towers, load_clip, read_weights
 from steer.data import emoji
 from steer.data.variations import Variation, describe, hue_is_clear, random_variation, subject, to_stage
 from steer.models.autoencoder import DrawingAutoencoder
+from steer.models.drawing import Show
 from steer.models.network import FlowNetwork, fourier
 from steer.models.text import encode_prompts
 
@@ -142,26 +145,33 @@ class Objective:
 
 
 @torch.no_grad()
-def own_caption(net: FlowNetwork, told: Told, towers: Towers, count: int = 256) -> dict[str, float]:
-    """Share of samples of plain captions whose nearest drawing (latents) has the caption, at 1 and at 4 calls."""
+def watch(
+    net: FlowNetwork, told: Told, towers: Towers, autoencoder: DrawingAutoencoder, count: int = 200
+) -> dict[str, float]:
+    """Samples of plain captions at 1 and at 4 calls: share whose nearest drawing (latents) has the caption, and share
+    whose caption is among the judge's five best of all.
+    """
     rng = torch.Generator().manual_seed(0)
     rows = np.random.default_rng(5).permutation(len(told.data))[:count]
-    cond = {"words": net.describe(**encode_prompts(towers, [told.data.captions[i] for i in rows]))}
+    captions = [told.data.captions[i] for i in rows]
+    cond = {"words": net.describe(**encode_prompts(towers, captions))}
     x0 = torch.randn(count, told.drawings.shape[1] + told.stages.shape[1], generator=rng)
+    every, judge = sorted(set(told.data.captions)), Clip("emoji-clip-judge")
     out = {}
     for calls in (1, 4):
         x = x0
         for k in range(calls):
             x = x + net(x, k / calls, (k + 1) / calls, cond) / calls
-        near = torch.cdist(x[:, : told.drawings.shape[1]], told.drawings)
-        hit = [told.data.captions[j] == told.data.captions[i] for i, j in zip(rows, near.argmin(1).tolist(), strict=True)]
-        out |= {f"own_{calls}": float(np.mean(hit)), f"distance_{calls}": near.amin(1).mean().item()}
+        near = torch.cdist(x[:, : told.drawings.shape[1]], told.drawings).argmin(1).tolist()
+        pictures = Show(autoencoder)(x)
+        top = (judge.embed_images(pictures) @ judge.embed_texts(every, x.device).T).topk(5, 1).indices.tolist()
+        own = [told.data.captions[j] == c for c, j in zip(captions, near, strict=True)]
+        judged = [c in {every[j] for j in row} for c, row in zip(captions, top, strict=True)]
+        out |= {f"own_{calls}": float(np.mean(own)), f"judge_top5_{calls}": float(np.mean(judged))}
     return out
 
 
 def load_autoencoder(config: dict, folder: Path) -> DrawingAutoencoder:
-    from rewards.towers import read_weights
-
     autoencoder = DrawingAutoencoder(**config)
     autoencoder.load_state_dict(read_weights(folder / "autoencoder.safetensors"))
     return autoencoder.eval().requires_grad_(False)
@@ -183,7 +193,12 @@ def train(config: dict, out: Path, run: Path) -> None:
     resume(run / "last.safetensors", everything, optimiser, progress)
     rng = torch.Generator().manual_seed(config["seed"] * 1_000_003 + progress.step)
     objective = Objective(config, net, weight, told)
-    log(run / "log.jsonl", captions=len(told.tokens), told=len(told.source), parameters=sum(p.numel() for p in net.parameters()))
+    log(
+        run / "log.jsonl",
+        captions=len(told.tokens),
+        told=len(told.source),
+        parameters=sum(p.numel() for p in net.parameters()),
+    )
     saved = progress.elapsed
     while progress() < 1:
         optimiser.param_groups[0]["lr"] = learning_rate(config["lr"], progress())
@@ -197,22 +212,33 @@ def train(config: dict, out: Path, run: Path) -> None:
             torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
         progress.step += 1
         if progress.step % 200 == 0:
-            row = {"step": progress.step, "minutes": progress.elapsed / 60, "lr": optimiser.param_groups[0]["lr"], "norm": norm.item()}
+            row = {
+                "step": progress.step,
+                "minutes": progress.elapsed / 60,
+                "lr": optimiser.param_groups[0]["lr"],
+                "norm": norm.item(),
+            }
             if progress.elapsed - saved > 240:
                 checkpoint(run / "last.safetensors", everything, optimiser, progress)
                 write(out, ema, network, config)
-                metrics |= own_caption(ema, told, towers)
+                metrics |= watch(ema, told, towers, autoencoder)
                 saved = progress.elapsed
             log(run / "log.jsonl", **row, **metrics)
     checkpoint(run / "last.safetensors", everything, optimiser, progress)
     write(out, ema, network, config)
-    log(run / "log.jsonl", step=progress.step, minutes=progress.elapsed / 60, **own_caption(ema, told, towers))
+    log(run / "log.jsonl", step=progress.step, minutes=progress.elapsed / 60, **watch(ema, told, towers, autoencoder))
 
 
 def write(out: Path, net: FlowNetwork, network: dict, config: dict) -> None:
     """The averaged weights, and the JSON that `steer.load_model` reads."""
     write_tensors(out / "flow.safetensors", half(net.state_dict()))
-    card = {"kind": "drawing", "path": "linear", "text": "emoji-clip", "network": network, "autoencoder": config["autoencoder"]}
+    card = {
+        "kind": "drawing",
+        "path": "linear",
+        "text": "emoji-clip",
+        "network": network,
+        "autoencoder": config["autoencoder"],
+    }
     (out / "model.json").write_text(json.dumps(card, indent=1))
 
 

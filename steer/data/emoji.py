@@ -1,7 +1,8 @@
 """5,226 captioned emoji in three art styles: the pictures that the embedded models are trained and judged on.
 
-Noto (Apache-2.0), Fluent flat (MIT) and Twemoji (CC BY 4.0), 64 x 64, laid over white, without skin tones; captions, tags
-and groups from emojibase (MIT). See assets/LICENSES.md. `scripts/build_emoji.py` makes the files anew, bit for bit.
+Noto (Apache-2.0), Fluent flat (MIT) and Twemoji (CC BY 4.0), 64 x 64, laid over white, without skin tones; captions,
+tags and groups from emojibase (MIT). See assets/LICENSES.md. `scripts/build_emoji.py` makes the files anew, bit for
+bit.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Drawings with transparency on a stage: another hue, another background, another size and place, in closed form.
 
-A drawing is four layers [b 4 h w]: its colours over white, and its coverage. A stage is eight numbers [b 8] with a meaning
-each, all 0 for the drawing as it is on white; `show` paints one on the other, differentiably in both.
+A drawing is four layers [b 4 h w]: its colours over white, and its coverage. A stage is eight numbers [b 8] with a
+meaning each, all 0 for the drawing as it is on white; `show` paints one on the other, differentiably in both.
 """
 
 import torch
@@ -75,8 +75,8 @@ def paint_hue(layers: Tensor, hue: Tensor) -> Tensor:
 def show(layers: Tensor, stage: Tensor) -> Tensor:
     """Pictures [b 3 h w] in [0,1] of drawings [b 4 h w] on stages [b 8].
 
-    The stage holds the background as 2 (rgb - 1), so that 0 is white (and so is what is within .04 of it); row, column and
-    shrinkage as in `place`; and a point of the hue plane as in `paint_hue`.
+    The stage holds the background as 2 (rgb - 1), so that 0 is white (and so is what is within .04 of it); row,
+    column and shrinkage as in `place`; and a point of the hue plane as in `paint_hue`.
     """
     layers = layers.clamp(0, 1)
     if bool((stage[:, 6:8].detach().square().sum(1) > 1 / 16).any()):

@@ -1,7 +1,7 @@
 """Captioned variations of the emoji: another hue, another background, another size and place, and the words for them.
 
-A prompt must leave a reward something to choose, so a picture is drawn in many ways, and its caption tells of them, or now
-and then does not: "a fox" is mostly the drawing as it is, sometimes small in a corner, sometimes blue.
+A prompt must leave a reward something to choose, so a picture is drawn in many ways, and its caption tells of them,
+or now and then does not: "a fox" is mostly the drawing as it is, sometimes small in a corner, sometimes blue.
 """
 
 import math
@@ -17,7 +17,8 @@ from steer.data.stage import chroma_and_sector, hue_plane
 HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 120, "turquoise": 175, "blue": 215, "purple": 275, "pink": 325}
 BACKGROUNDS = {
     "red": (0.90, 0.25, 0.25), "orange": (1.0, 0.62, 0.25), "yellow": (1.0, 0.90, 0.35), "green": (0.45, 0.78, 0.42),
-    "turquoise": (0.35, 0.80, 0.78), "blue": (0.35, 0.60, 0.95), "purple": (0.66, 0.47, 0.90), "pink": (1.0, 0.66, 0.80),
+    "turquoise": (0.35, 0.80, 0.78), "blue": (0.35, 0.60, 0.95), "purple": (0.66, 0.47, 0.90),
+    "pink": (1.0, 0.66, 0.80),
     "black": (0.08, 0.08, 0.10), "grey": (0.62, 0.62, 0.64),
 }  # fmt: skip
 COLUMNS = {-1: "left", 0: "", 1: "right"}
@@ -37,7 +38,9 @@ class Variation:
 
 
 def hue_is_clear(images: Tensor) -> Tensor:
-    """Whether one hue colours most of each picture [b 3 h w] in [0,1], so that a colour word can change it: bool [b]."""
+    """Whether one hue colours most of each picture [b 3 h w] in [0,1], so that a colour word can change it: bool
+    [b].
+    """
     _, chroma, _ = chroma_and_sector(images)
     inked = (images.amin(1, keepdim=True) < 0.95).float().mean((1, 2, 3))
     colour = chroma.mean((1, 2, 3))

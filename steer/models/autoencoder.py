@@ -1,9 +1,10 @@
 """A layered autoencoder: a picture is a drawing with transparency, set on a stage.
 
-The drawing is 8 x 8 x `channels` numbers that a convolutional decoder turns into colours and coverage. The stage is eight
-numbers with a meaning each, shown in closed form and differentiably by steer.data.stage: the colour behind, where the
-drawing sits and how large, and the hue it is painted in. So "a blue fox on a yellow background" needs no picture of one: the network over the
-latents says which fox, and which stage. (Transparent layers in latents: LayerDiffuse, arXiv:2402.17113.)
+The drawing is 8 x 8 x `channels` numbers that a convolutional decoder turns into colours and coverage. The stage is
+eight numbers with a meaning each, shown in closed form and differentiably by steer.data.stage: the colour behind,
+where the drawing sits and how large, and the hue it is painted in. So "a blue fox on a yellow background" needs no
+picture of one: the network over the latents says which fox, and which stage. (Transparent layers in latents:
+LayerDiffuse, arXiv:2402.17113.)
 """
 
 import torch
@@ -22,19 +23,23 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.b.bias)  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b c h w] -> [b c h w]."""
         return x + self.b(F.silu(self.a(F.silu(x))))
 
 
 def down(before: int, after: int) -> nn.Sequential:
+    """Half the side, `after` channels."""
     return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * before, after, 1))
 
 
 def up(before: int, after: int) -> nn.Sequential:
+    """Twice the side, `after` channels."""
     return nn.Sequential(nn.Conv2d(before, 4 * after, 1), nn.PixelShuffle(2))
 
 
 class DrawingAutoencoder(nn.Module):
-    """Pictures over white [b 3 64 64] <-> latents [b channels 8 8] <-> layers [b 4 64 64]: colours over white, coverage.
+    """Pictures over white [b 3 64 64] <-> latents [b channels 8 8] <-> layers [b 4 64 64]: colours over white,
+    coverage.
 
     Latents are scaled to mean 0 and variance 1 over the training pictures by the buffers `mean` and `std`.
     """

@@ -32,6 +32,7 @@ class Words:
     net: FlowNetwork
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Cond of prompts."""
         return {"words": self.net.describe(**encode_prompts(self.towers, prompts))}
 
 
@@ -42,6 +43,7 @@ class Show:
     autoencoder: DrawingAutoencoder
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Pictures of latents."""
         drawing, stage = x[:, :-STAGE], x[:, -STAGE:]
         return show(self.autoencoder.layers(drawing.unflatten(1, (-1, GRID, GRID))), stage)
 
@@ -82,6 +84,7 @@ def load(folder: Path, device: torch.device) -> Model:
 
 
 def write_file(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Safetensors under a temporary name, then renamed."""
     part = path.with_name(path.name + ".part")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
     os.replace(part, path)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def fourier(t: Tensor, size: int) -> Tensor:
-    """cos and sin of t [b] at `size / 2` frequencies from pi/2 to 64 pi: [b size]."""
+    """Cos and sin of t [b] at `size / 2` frequencies from pi/2 to 64 pi: [b size]."""
     frequencies = torch.logspace(-1, 6, size // 2, base=2.0, device=t.device, dtype=t.dtype) * math.pi
     angle = t[:, None] * frequencies
     return torch.cat([angle.cos(), angle.sin()], 1)
@@ -25,6 +25,7 @@ class WordPool(nn.Module):
         self.values = nn.Linear(token_size, queries * size)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Pooled states [b queries * size]."""
         b, length, _ = tokens.shape
         x = self.norm(tokens)
         scores = torch.einsum("qd,bld->bql", self.queries, self.keys(x))
@@ -46,12 +47,14 @@ class Block(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        """[b width], told c [b condition]."""
         scale, shift = self.modulate(c).chunk(2, 1)
         return h + self.leave(F.silu(self.enter(self.norm(h)) * (1 + scale) + shift))
 
 
 class FlowNetwork(nn.Module):
-    """v_{s,t}(x) of flat latents x [b d] on the linear path, told cond = {"words": [b c]}, which `describe` makes of words.
+    """v_{s,t}(x) of flat latents x [b d] on the linear path, told cond = {"words": [b c]}, which `describe` makes of
+    words.
 
     With data of unit variance, I_s has variance q_s = s^2 + (1-s)^2. The network N sees x / sqrt(q_s) and is read as
 
@@ -95,6 +98,7 @@ class FlowNetwork(nn.Module):
         return (2 * s[:, None] - 1) / q * x + self.leave(self.norm(h)) / q.sqrt()
 
     def forward(self, x: Tensor, s: float | Tensor, t: float | Tensor, cond: dict[str, Tensor] | None) -> Tensor:
+        """v_{s,t}(x) [b d]; raises ValueError without cond."""
         if cond is None:
             raise ValueError("this model needs cond, the encoded prompts; pass cond=model.encode([prompt])")
         s, t = (torch.as_tensor(u, dtype=x.dtype, device=x.device).expand(len(x)) for u in (s, t))

@@ -12,12 +12,12 @@ def token_states(towers: Towers, prompts: list[str]) -> dict[str, Tensor]:
     The text "" stands for no prompt at all.
     """
     model = towers.model
-    weight = model.token_embedding.weight  # type: ignore[union-attr]
+    weight = model.token_embedding.weight
     ids = towers.tokenize(prompts).to(weight.device)
-    x = model.token_embedding(ids) + model.positional_embedding[: ids.shape[1]]  # type: ignore[operator, index]
+    x = model.token_embedding(ids) + model.positional_embedding[: ids.shape[1]]
     length = ids.shape[1]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])  # type: ignore[operator, index]
-    return {"tokens": model.ln_final(x), "mask": ids != 0}  # type: ignore[operator]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    return {"tokens": model.ln_final(x), "mask": ids != 0}
 
 
 @torch.no_grad()

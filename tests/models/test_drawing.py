@@ -47,14 +47,25 @@ def test_word_states_are_those_of_the_text_tower() -> None:
     prompts = ["a red heart", "fox", "small dog on a yellow background"]
     states, ids = token_states(towers, prompts)["tokens"], towers.tokenize(prompts)
     pooled = states[torch.arange(3), ids.argmax(1)] @ towers.model.text_projection
-    assert torch.allclose(pooled, towers.model.encode_text(ids), atol=1e-5)  # type: ignore[operator]
+    assert torch.allclose(pooled, towers.model.encode_text(ids), atol=1e-5)
     assert torch.equal(encode_prompts(towers, prompts, chunk=1)["mask"], ids != 0)
 
 
 def test_samples_of_a_caption_look_like_its_pictures(model: Model) -> None:
     """At 4 calls the nearest shipped picture (grey, 16 x 16) has the caption for half of some well known ones."""
     data = emoji.load()
-    captions = ["red heart", "fox", "pizza", "rainbow", "sunflower", "snowman", "rocket", "penguin", "strawberry", "key"]
+    captions = [
+        "red heart",
+        "fox",
+        "pizza",
+        "rainbow",
+        "sunflower",
+        "snowman",
+        "rocket",
+        "penguin",
+        "strawberry",
+        "key",
+    ]
     x, cond = noise(len(captions), model), model.encode(captions)
     for k in range(4):
         x = jump(model.flow, x, k / 4, (k + 1) / 4, cond)

@@ -50,7 +50,8 @@ mean = IMAGES.mean((1, 2, 3))
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (of_images, mean), (of_both, mean + 1), (with_info, mean), (Scorer(), mean + 1), (Net(), mean), (black_box, mean),
+        (of_images, mean), (of_both, mean + 1), (with_info, mean), (Scorer(), mean + 1), (Net(), mean),
+        (black_box, mean),
         (lambda images, scale=2.0: scale * images.mean((1, 2, 3)), 2 * mean),
         (lambda images, prompts=None: images.mean((1, 2, 3)) + len(prompts or ()), mean + 3),
         (lambda images: images.mean((1, 2, 3)).detach().numpy(), mean),

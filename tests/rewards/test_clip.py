@@ -63,7 +63,10 @@ def test_the_small_ones_know_their_pictures(name: str, least: float) -> None:
     with torch.no_grad():
         scores = clip.embed_images(images) @ clip.embed_texts(captions, images.device).T
     top = scores.topk(5, 1).indices.tolist()
-    assert sum(data.captions[i] in {captions[j] for j in row} for i, row in zip(rows, top, strict=True)) / len(rows) > least
+    assert (
+        sum(data.captions[i] in {captions[j] for j in row} for i, row in zip(rows, top, strict=True)) / len(rows)
+        > least
+    )
 
 
 def test_open_clip_knows_the_small_configuration() -> None:
