@@ -1,25 +1,27 @@
 """`sample`: the only place where prompts, rewards, models and methods meet."""
 
 import dataclasses
-import difflib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import rewards
+from steer.arguments import Chosen, check_device, check_method, check_numbers, check_prompts, check_reward, choose
+from steer.methods import BestOfN
 from steer.models import Model, load_model
-from steer.particles import Particles, Trace
+from steer.particles import Particles
 from steer.progress import Observed, bar
-from steer.report import make_report
+from steer.report import Spent, judge_for, make_report
 from steer.samples import Samples
 
-PLAIN_STEPS = 4
+PLAIN_STEPS = 4  # network calls of an unsteered picture
+ENOUGH = 8  # plain pictures a prompt at least, to measure the spread of their rewards
 SHARE_OF_SPREAD = 0.25
-CHUNK = 128
+CHUNK = 128  # pictures decoded and scored at once
 
 
 def sample(
@@ -40,96 +42,110 @@ def sample(
 
     Args:
         prompt: one prompt or several.
-        reward: a name (`rewards.names()`), any function of pictures [b 3 h w] in [0,1] (and prompts, if it takes them) that
-            gives [b] scores, higher better, or a list or dict of these with weights.
+        reward: a name (`steer list` prints them), any function of pictures [b 3 h w] in [0,1] (and prompts, if it takes
+            them) that gives [b] scores, higher better, or a list or dict of these with weights.
         model: "emoji" (embedded), a folder that `steer.save_model` wrote, or a `steer.Model`.
         method: "best_of_n", "smc", "guidance", or a method object from `steer.methods`. None takes guidance where the
             reward has a gradient and SMC where it has none.
         n: particles, and pictures, a prompt.
         steps: of the method; None keeps its own.
-        temperature: in units of the reward. Lower is stronger; infinity is no steering. None measures it: a quarter of
-            the standard deviation of the rewards of plain samples of a prompt, averaged over prompts. A method object keeps
-            its own temperature unless one is given here.
-        budget: network calls a prompt at most, a backward pass counted as two; the method divides it.
+        temperature: in units of the reward. Lower is stronger; infinity is no steering. None keeps that of a method
+            object whose own is not the default, and measures it otherwise: a quarter of the standard deviation of the
+            rewards of plain pictures of a prompt, averaged over prompts. The report tells.
+        budget: network calls a prompt at most, a backward pass counted as two; the method divides it. The plain
+            pictures are not part of it: the report counts them apart.
         seed: same seed, same pictures, on one kind of device. None draws one; the report names it.
         device: None takes CUDA where there is one.
-        progress: a progress bar on stderr.
+        progress: a progress bar, where stderr is a terminal.
 
     Returns:
-        Samples: the pictures, weights and rewards, the plain pictures from the same noise, what it cost, and a report.
+        Samples: pictures, weights and rewards, the plain pictures from the same noise, the trace, and a report.
 
     Raises:
-        ValueError: an argument is out of range or unknown; the message names it, its value and the cure. Raised before
-            any sampling. Exceptions of a user's own reward pass unchanged.
+        ValueError: an argument is out of range or unknown, or the reward breaks its contract; the message names what,
+            its value and the cure, before any long work. Exceptions of a user's own reward pass unchanged.
     """
-    prompts = _check_prompts(prompt)
-    _check_numbers(n, steps, temperature, budget, seed)
-    score = rewards.to_reward(reward)
-    method = _resolve_method(method)
-    place = _check_device(device)
-    model = load_model(model, place) if not isinstance(model, Model) else model
-    seed = int(torch.Generator().seed() % 2**63) if seed is None else seed
+    start = time.perf_counter()
+    prompts = check_prompts(prompt)
+    check_numbers(n, steps, temperature, budget, seed)
+    check_method(method)
+    score = check_reward(reward)
+    place = check_device(device)
+    model = model if isinstance(model, Model) else load_model(model, place)
+    seed = int(torch.Generator().seed() % 2**63) if seed is None else int(seed)
     rng = torch.Generator().manual_seed(seed)
-    cond = model.encode(prompts)
-    x0 = torch.randn((len(prompts), n, *model.shape), generator=rng).to(_device_of(cond, place))
-    differentiable = _probe(model, score, prompts, x0)
-    chosen = _configure(method, differentiable, score, steps, temperature, budget, n)
-    problem = Problem(model, prompts, score, cond)
-    with bar(progress, "unsteered") as tick:
-        plain, plain_trace = problem.run(_plain(), _enough(x0, rng), rng, tick)
-    plain_rewards = plain.rewards if plain.rewards is not None else problem.scores(plain.x)
-    if temperature is None and chosen.from_name:
-        chosen = chosen.at(_measured_temperature(plain_rewards, score))
-    before = problem.seconds()
-    with bar(progress, chosen.name) as tick:
-        particles, trace = problem.run(chosen.method, x0, rng, tick)
-    if particles.rewards is None:
-        particles = dataclasses.replace(particles, rewards=problem.scores(particles.x))
-    result = Samples(
-        prompts=prompts,
-        images=problem.pictures(particles.x),
-        rewards=particles.rewards,  # type: ignore[arg-type]
-        log_w=particles.log_w,
-        trace=trace,
-        unsteered=problem.pictures(plain.x[:, :n]),
-        unsteered_rewards=plain_rewards[:, :n],
-    )
-    report = make_report(result, model, chosen, score, seed, (plain_trace, before), (trace, problem.seconds()))
+    with torch.no_grad():
+        problem = Problem(model, prompts, score, place)
+        x0 = problem.noise(n, rng)
+        chosen = choose(method, problem.has_gradient(x0), score, steps, temperature, budget, n)
+        judge = judge_for(model, score, x0.device)
+        with bar(progress, "unsteered", PLAIN_STEPS * len(prompts) * max(n, ENOUGH)) as tick:
+            plain, before = problem.run(BestOfN(PLAIN_STEPS), _enough(x0, rng), rng, tick)
+        chosen = chosen if chosen.origin else _measure(chosen, plain.rewards, score)
+        with bar(progress, chosen.name, _rows(chosen, x0)) as tick:
+            particles, spent = problem.run(chosen.method, x0, rng, tick)
+        result = Samples(
+            prompts=prompts,
+            images=problem.pictures(particles.x),
+            rewards=particles.rewards,
+            log_w=particles.log_w,
+            trace=spent[0],
+            unsteered=problem.pictures(plain.x[:, :n]),
+            unsteered_rewards=plain.rewards[:, :n],
+        )
+        report = make_report(result, model, chosen, score, judge, seed, before, spent)
+    report["cost"]["seconds"] = time.perf_counter() - start
+    for text in report["warnings"]:
+        warnings.warn(text, stacklevel=2)
     return dataclasses.replace(result, report=report)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A method with its settings, and whether it came by name (its temperature is then ours to measure)."""
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What a method returned, its rewards known for certain."""
 
-    method: Any
-    name: str
-    from_name: bool
-
-    def at(self, temperature: float) -> "Chosen":
-        """The same at another temperature."""
-        return dataclasses.replace(self, method=dataclasses.replace(self.method, temperature=temperature))
+    x: Tensor
+    log_w: Tensor
+    rewards: Tensor
 
 
 class Problem:
     """A model, prompts and a reward, closed into what a method takes: a flow, cond, and rewards of latents."""
 
-    def __init__(self, model: Model, prompts: list[str], score: rewards.Reward, cond: Any) -> None:  # noqa: ANN401
-        self.model, self.prompts, self.score, self.cond = model, prompts, score, cond
-        self.spent = {"network": 0.0, "reward": 0.0, "total": 0.0}
+    def __init__(self, model: Model, prompts: list[str], score: rewards.Reward, place: torch.device) -> None:
+        self.model, self.prompts, self.score = model, prompts, score
+        self.cond: Mapping[str, Tensor] | None = model.encode(prompts)
+        self.device = next(iter(self.cond.values())).device if self.cond else place
+        self.reward_seconds = 0.0
 
-    def run(self, method: Any, x0: Tensor, rng: torch.Generator, tick: Callable[[int], None]) -> tuple[Particles, Trace]:  # noqa: ANN401
-        """The method on this problem, timed; `tick(rows)` hears of every network call."""
-        flow = Observed(self.model.flow, tick)
-        start = time.perf_counter()
-        out = method(flow, self.model.path, self.scores, x0, self.cond, rng=rng)
-        self.spent["total"] += time.perf_counter() - start
-        self.spent["network"] += flow.seconds
-        return out
+    def noise(self, n: int, rng: torch.Generator) -> Tensor:
+        """x0 [p n *d], drawn on the CPU, so that a seed means the same on every device."""
+        return torch.randn((len(self.prompts), n, *self.model.shape), generator=rng).to(self.device)
 
-    def seconds(self) -> dict[str, float]:
-        """Wall time so far, and the parts of it inside the network's forward calls and the reward's."""
-        return dict(self.spent)
+    def has_gradient(self, x0: Tensor) -> bool:
+        """Whether the reward has one: what it says itself, or else what a call on one picture shows."""
+        said = rewards.is_differentiable(self.score)
+        if said is not None:
+            return said
+        images = self.model.decode(x0[0, :1])
+        try:
+            return rewards.probe_differentiable(self.score, images, self.prompts[:1])
+        except RuntimeError:  # a black box may not bear a tensor that requires a gradient; any other fault shows again
+            self.score(images, self.prompts[:1])
+            return False
+
+    def run(self, method: Any, x0: Tensor, rng: torch.Generator, tick: Callable[[int], None]) -> tuple[Scored, Spent]:  # noqa: ANN401
+        """The method on this problem, with what it spent; `tick(rows)` hears of every network call."""
+        flow, start, scoring = Observed(self.model.flow, tick), time.perf_counter(), self.reward_seconds
+        particles, trace = method(flow, self.model.path, self.scores, x0, self.cond, rng=rng)
+        known = self._scored(particles)
+        total = time.perf_counter() - start
+        seconds = {"network": flow.seconds, "decoding_and_reward": self.reward_seconds - scoring, "total": total}
+        return known, (trace, seconds)
+
+    def _scored(self, particles: Particles) -> Scored:
+        known = self.scores(particles.x) if particles.rewards is None else particles.rewards
+        return Scored(particles.x.detach(), particles.log_w.detach(), known.detach())
 
     def scores(self, x1: Tensor) -> Tensor:
         """Raw rewards [p m] of latents x1 [p m *d]; decoding and scoring go in chunks."""
@@ -141,132 +157,44 @@ class Problem:
             images = self.model.decode(flat[i : i + CHUNK])
             given = self.score(images, prompts[i : i + CHUNK])
             parts.append(rewards.check_scores(self.score, given, len(images), flat))
-        self.spent["reward"] += time.perf_counter() - start
+        self.reward_seconds += time.perf_counter() - start
         return torch.cat(parts).view(p, m)
 
-    @torch.no_grad()
     def pictures(self, x1: Tensor) -> Tensor:
         """Pictures [p m 3 h w] of latents [p m *d]."""
-        flat = x1.flatten(0, 1)
-        return torch.cat([self.model.decode(part) for part in flat.split(CHUNK)]).unflatten(0, x1.shape[:2])
+        parts = [self.model.decode(part) for part in x1.flatten(0, 1).split(CHUNK)]
+        return torch.cat(parts).unflatten(0, x1.shape[:2])
 
 
-def _check_prompts(prompt: Any) -> list[str]:  # noqa: ANN401
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else None
-    if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"prompt={prompt!r} must be a text or a list of texts with at least one")
-    if any(not p.strip() for p in prompts):
-        raise ValueError(f"prompt={prompt!r} holds an empty text; say what the picture shows")
-    return prompts
-
-
-def _check_numbers(n: Any, steps: Any, temperature: Any, budget: Any, seed: Any) -> None:  # noqa: ANN401
-    for name, value in {"n": n, "steps": steps, "budget": budget}.items():
-        if value is None and name != "n":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
-    if temperature is not None and (isinstance(temperature, bool) or not _positive(temperature)):
-        raise ValueError(f"temperature={temperature!r} must be above 0 (lower steers harder), or None to measure it")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one")
-
-
-def _positive(x: Any) -> bool:  # noqa: ANN401
-    return isinstance(x, (int, float)) and x > 0
-
-
-def _check_device(device: str | torch.device | None) -> torch.device:
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
-    return place
-
-
-def _device_of(cond: Any, otherwise: torch.device) -> torch.device:  # noqa: ANN401
-    return next(iter(cond.values())).device if cond else otherwise
-
-
-def _resolve_method(method: Any) -> Any:  # noqa: ANN401
-    from steer.methods import METHODS
-
-    if not isinstance(method, str):
-        if method is not None and not (callable(method) and dataclasses.is_dataclass(method)) or isinstance(method, type):
-            raise ValueError(f"method={method!r} must be a name ({', '.join(METHODS)}), a method object such as SMC(), or None")
-        return method
-    if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, 1, 0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method={method!r} is unknown; known: {', '.join(METHODS)}{hint}")
-    return method
-
-
-def _probe(model: Model, score: rewards.Reward, prompts: list[str], x0: Tensor) -> bool:
-    """Whether the reward has a gradient: what it says, or else what one call on one picture shows."""
-    said = rewards.is_differentiable(score)
-    if said is not None:
-        return said
-    with torch.no_grad():
-        images = model.decode(x0[:1, :1].flatten(0, 1))
-    return rewards.probe_differentiable(score, images, prompts[:1])
-
-
-def _configure(
-    method: Any, differentiable: bool, score: rewards.Reward, steps: int | None, temperature: float | None,
-    budget: int | None, n: int,
-) -> Chosen:  # fmt: skip  # noqa: ANN401
-    from steer.methods import METHODS
-
-    from_name = method is None or isinstance(method, str)
-    name = ("guidance" if differentiable else "smc") if method is None else method
-    chosen = METHODS[name]() if from_name else method
-    name = name if from_name else type(method).__name__
-    if getattr(chosen, "needs_gradient", False) and not differentiable:
-        raise ValueError(
-            f"method={name!r} needs a reward with a gradient, and {rewards.name_of(score)!r} has none; "
-            "use method='smc' or 'best_of_n'"
-        )
-    settings = {k: v for k, v in {"steps": steps, "temperature": temperature}.items() if v is not None}
-    for key in settings:
-        if key not in {f.name for f in dataclasses.fields(chosen)}:
-            raise ValueError(f"method={name!r} has no {key}; leave {key}=None")
-    chosen = dataclasses.replace(chosen, **settings)
-    if budget is not None:
-        chosen = chosen.with_budget(budget, n)
-    return Chosen(chosen, name, from_name)
-
-
-def _plain() -> Any:  # noqa: ANN401
-    from steer.methods import BestOfN
-
-    return BestOfN(steps=PLAIN_STEPS)
+def _rows(chosen: Chosen, x0: Tensor) -> int | None:
+    """How many rows the method will put through the network, where it says so by its steps."""
+    steps = getattr(chosen.method, "steps", None)
+    return None if steps is None else (steps + chosen.method.needs_gradient) * x0.shape[0] * x0.shape[1]
 
 
 def _enough(x0: Tensor, rng: torch.Generator) -> Tensor:
-    """At least eight particles a prompt, so that the spread of their rewards can be measured."""
+    """At least `ENOUGH` particles a prompt, the given ones first."""
     p, n = x0.shape[:2]
-    if n >= 8:
-        return x0
-    return torch.cat([x0, torch.randn((p, 8 - n, *x0.shape[2:]), generator=rng).to(x0)], 1)
+    more = torch.randn((p, max(ENOUGH - n, 0), *x0.shape[2:]), generator=rng)
+    return torch.cat([x0, more.to(x0)], 1)
 
 
-def _measured_temperature(r: Tensor, score: rewards.Reward) -> float:
-    spread = finite_std(r)
-    if not spread > 0:
-        import warnings
+def _measure(chosen: Chosen, r: Tensor, score: rewards.Reward) -> Chosen:
+    """At a temperature of a quarter of the spread of plain rewards r [p n] within a prompt."""
+    spread, size = spread_within(r), float(r[r.isfinite()].abs().max()) if r.isfinite().any() else 0.0
+    if spread > 1e-6 * size:
+        origin = f"measured: {SHARE_OF_SPREAD} x {spread:.4g}, the standard deviation of the rewards of plain pictures"
+        return chosen.at(SHARE_OF_SPREAD * spread, origin)
+    warnings.warn(
+        f"reward {rewards.name_of(score)!r} gives all plain pictures of a prompt the same score: there is nothing to "
+        "choose by, and no temperature to measure. temperature=1 is used; check the reward, or give a temperature",
+        stacklevel=3,
+    )
+    return chosen.at(1.0, "1, since the rewards of plain pictures do not differ")
 
-        warnings.warn(
-            f"reward {rewards.name_of(score)!r} gives all plain samples of a prompt the same score, so it cannot choose "
-            "among them; temperature=1 is used. Check the reward, or give more prompts room to vary",
-            stacklevel=3,
-        )
-        return 1.0
-    return SHARE_OF_SPREAD * spread
 
-
-def finite_std(r: Tensor) -> float:
+def spread_within(r: Tensor) -> float:
     """The standard deviation within a prompt of rewards [p n], those of -inf left out, averaged over prompts."""
-    stds = [row[row.isfinite()].std(correction=1) for row in r.detach().double() if row.isfinite().sum() > 1]
+    rows = [row[row.isfinite()] for row in r.double()]
+    stds = [row.std() for row in rows if len(row) > 1]
     return torch.stack(stds).mean().item() if stds else 0.0

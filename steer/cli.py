@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 2 after an error in the input, or 130 after an interruption."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, rest = "--debug" in arguments, [a for a in arguments if a != "--debug"]
+    warnings.showwarning = lambda message, *_: print(f"steer: warning: {message}", file=sys.stderr)
     try:
         return _dispatch(rest)
     except KeyboardInterrupt:
@@ -95,7 +97,8 @@ def run_sample(overrides: list[str]) -> None:
 
     from steer import sample
 
-    out = sample(plain.pop("prompt"), reward=reward, method=method, model=free.get("model", config.model.name), **plain)
+    model = free.get("model") or str(config.model.name)
+    out = sample(plain.pop("prompt"), reward=reward, method=method, model=model, **plain)
     out.save(folder)
     _print_summary(out.report, folder)
 
@@ -221,7 +224,7 @@ def _to_plain(value: Any) -> Any:  # noqa: ANN401
 
 def _print_summary(report: Mapping[str, Any], folder: Path) -> None:
     """What happened, on stdout: scores, cost, warnings, and where the files are."""
-    columns = ("unsteered", "steered", "best")
+    columns = ("unsteered", "steered", "weighted", "best")
     rows = [
         {"mean score": scores["name"], **{c: scores.get(c) for c in columns}}
         for scores in (report["reward"], report.get("held_out"))
@@ -229,10 +232,8 @@ def _print_summary(report: Mapping[str, Any], folder: Path) -> None:
     ]
     method, cost = report["method"]["name"], report["cost"]["steered"]
     _print_table(f"{', '.join(report['prompts'])}: {method}, temperature {_cell(report['temperature'])}", rows)
-    seconds = sum(part["seconds"]["total"] for part in report["cost"].values())
+    seconds = report["cost"]["seconds"]
     print(f"{cost['calls']:.0f} network calls and {cost['reward_calls']:.0f} scored pictures a prompt; {seconds:.1f} s")
-    for text in report["warnings"]:
-        print(f"warning: {text}", file=sys.stderr)
     print(f"wrote {folder}")
 
 

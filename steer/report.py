@@ -1,121 +1,159 @@
 """The report of a run: rewards, a reward that was not optimised, costs, survivors, diversity, and warnings in words."""
 
-import warnings
-from typing import TYPE_CHECKING, Any
+import platform
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import rewards
-from steer import metrics
+from steer import __version__, metrics
+from steer.arguments import Chosen
 from steer.models import Model
 from steer.particles import Trace, ess
 from steer.samples import Samples, finite
 
-if TYPE_CHECKING:
-    from steer.api import Chosen
-
-FEW = 0.1  # fewer distinct survivors than this share of the particles is a collapse
+JUDGES = {"emoji": "clip-judge"}  # model: the reward that is never optimised, trained for its pictures
+FEW = 0.1  # no more distinct survivors than this share of the particles is a collapse
 
 Spent = tuple[Trace, dict[str, float]]
 
 
+def judge_for(model: Model, score: rewards.Reward, device: torch.device) -> rewards.Reward | None:
+    """The held-out reward, loaded; None for a model without one, and where it is itself what is optimised."""
+    name = JUDGES.get(model.name)
+    if name is None or name in rewards.name_of(score):
+        return None
+    judge = rewards.get(name)
+    if isinstance(judge, rewards.Clip):
+        judge.towers(device)
+    return judge
+
+
 def make_report(
-    samples: Samples, model: Model, chosen: "Chosen", score: rewards.Reward, seed: int, plain: Spent, steered: Spent
+    samples: Samples,
+    model: Model,
+    chosen: Chosen,
+    score: rewards.Reward,
+    judge: rewards.Reward | None,
+    seed: int,
+    plain: Spent,
+    steered: Spent,
 ) -> dict[str, Any]:
-    """Numbers and words as report.json holds them; warnings are issued as Python warnings too."""
-    trace = steered[0]
-    settings = {k: v for k, v in vars(chosen.method).items() if isinstance(v, (int, float, str, bool, type(None)))}
+    """Numbers and words as report.json holds them: strict JSON, None where there is no number."""
+    settings = {k: v for k, v in vars(chosen.method).items() if isinstance(v, int | float | str | bool | None)}
     report: dict[str, Any] = {
         "prompts": samples.prompts,
         "model": model.name,
-        "method": {"name": chosen.name, **{k: _plain_number(v) for k, v in settings.items()}},
-        "temperature": _temperature(chosen),
+        "method": {"name": chosen.name, **{k: finite(v) for k, v in settings.items()}},
+        "temperature": finite(float(getattr(chosen.method, "temperature", float("nan")))),
+        "temperature_origin": chosen.origin,
         "seed": seed,
         "particles": samples.rewards.shape[1],
-        "reward": {"name": rewards.name_of(score), **_compare(samples.unsteered_rewards, samples.rewards, samples.log_w)},
-        "held_out": _judge(samples, model, score),
-        "survivors": _survivors(samples, trace),
-        "diversity": {
-            "unsteered": metrics.diversity(samples.unsteered).mean().item(),
-            "steered": metrics.diversity(samples.images).mean().item(),
+        "reward": {"name": rewards.name_of(score), **_compare(samples, samples.unsteered_rewards, samples.rewards)},
+        "held_out": _held_out(samples, judge),
+        "survivors": _survivors(samples, steered[0]),
+        "diversity": {"unsteered": _diversity(samples.unsteered), "steered": _diversity(samples.images)},
+        "log_z": [finite(z) for z in steered[0].log_z.tolist()],
+        "cost": {"unsteered": _cost(*plain), "steered": _cost(*steered)},
+        "pictures": {
+            "rewards": _rows(samples.rewards),
+            "log_weights": _rows(samples.log_w),
+            "unsteered_rewards": _rows(samples.unsteered_rewards),
         },
-        "log_z": [finite(z) for z in trace.log_z.tolist()],
-        "cost": {"unsteered": _cost(*plain), "steered": _cost(trace, _difference(steered[1], plain[1]))},
-        "torch": torch.__version__,
+        "versions": {"steer": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "device": str(samples.images.device),
     }
-    report["warnings"] = _warnings(report)
-    for text in report["warnings"]:
-        warnings.warn(text, stacklevel=4)
-    return report
+    return report | {"warnings": _warnings(report)}
 
 
-def _plain_number(x: Any) -> Any:  # noqa: ANN401
-    return finite(x) if isinstance(x, float) else x
+def _rows(x: Tensor) -> list[list[float | None]]:
+    return [[finite(v) for v in row] for row in x.tolist()]
 
 
-def _temperature(chosen: "Chosen") -> float | None:
-    return finite(float(getattr(chosen.method, "temperature", float("nan"))))
+def _mean(r: Tensor) -> float | None:
+    """The mean of what was not rejected."""
+    kept = r[r.isfinite()]
+    return kept.mean().item() if len(kept) else None
 
 
-def _compare(before: Tensor, after: Tensor, log_w: Tensor) -> dict[str, float | None]:
-    """Means over prompts: of plain pictures, of steered ones plainly and by their weights, and of the best one."""
-    by_weight = (after.masked_fill(log_w == -torch.inf, 0) * log_w.exp()).sum(1)
-    values = {"unsteered": before.mean(), "steered": after.mean(), "weighted": by_weight.mean(), "best": after.amax(1).mean()}
-    return {k: finite(v.item()) for k, v in values.items()}
+def _compare(samples: Samples, before: Tensor, after: Tensor) -> dict[str, float | None]:
+    """Means over prompts: of plain pictures, of steered ones plainly and by their weights, and of the chosen ones.
+
+    "error": the standard error of the first.
+    """
+    weights = samples.log_w.exp()
+    by_weight = (after.masked_fill(weights == 0, 0) * weights).sum(1)
+    best = after.gather(1, samples.best_index[:, None])
+    spread = before[before.isfinite()].std() / max(before.numel(), 1) ** 0.5
+    return {
+        "unsteered": _mean(before),
+        "steered": _mean(after),
+        "weighted": _mean(by_weight),
+        "best": _mean(best),
+        "error": finite(spread.item()),
+    }
 
 
-@torch.no_grad()
-def _judge(samples: Samples, model: Model, score: rewards.Reward) -> dict[str, Any] | None:
-    """Scores by the CLIP that is never optimised; None for a model that it was not trained for."""
-    if model.name != "emoji" or rewards.name_of(score) == "clip-judge":
+def _held_out(samples: Samples, judge: rewards.Reward | None) -> dict[str, Any] | None:
+    """Scores by the reward that was not optimised, beside those of the plain pictures."""
+    if judge is None:
         return None
-    judge, n = rewards.get("clip-judge"), samples.images.shape[1]
+    n = samples.images.shape[1]
     prompts = [q for q in samples.prompts for _ in range(n)]
 
     def of(images: Tensor) -> Tensor:
-        return judge(images.flatten(0, 1), prompts).unflatten(0, images.shape[:2])
+        return rewards.Chunked(judge, 128)(images.flatten(0, 1), prompts).unflatten(0, images.shape[:2])
 
-    before, after = of(samples.unsteered), of(samples.images)
-    best = after.gather(1, samples.best_index[:, None]).mean().item()
-    return {"name": "clip-judge", **_compare(before, after, samples.log_w), "best": best}
+    return {"name": rewards.name_of(judge), **_compare(samples, of(samples.unsteered), of(samples.images))}
 
 
 def _survivors(samples: Samples, trace: Trace) -> dict[str, float]:
-    """Share of the particles' ancestors that still have a descendant, and effective sample size of the final weights."""
+    """Means over prompts of the share of particles that have descendants, and of the weights' effective sample size."""
+    n = samples.log_w.shape[1]
     return {
         "distinct": metrics.distinct(trace.ancestors).mean().item(),
-        "effective": (ess(samples.log_w) / samples.log_w.shape[1]).mean().item(),
+        "effective": (ess(samples.log_w) / n).mean().item(),
     }
+
+
+def _diversity(images: Tensor) -> float | None:
+    """Root mean square difference of two pictures of a prompt; None where there is but one."""
+    within = [metrics.diversity(images[i : i + 1]).within for i in range(len(images))]
+    return finite(torch.cat(within).mean().item())
 
 
 def _cost(trace: Trace, seconds: dict[str, float]) -> dict[str, Any]:
     """A prompt's cost: rows through the network forwards and backwards, calls in the budget's unit, pictures scored."""
     a_prompt = {
-        "network_forward": trace.forward, "network_backward": trace.backward,
-        "calls": trace.calls, "reward_calls": trace.reward_calls,
-    }  # fmt: skip
+        "network_forward": trace.forward,
+        "network_backward": trace.backward,
+        "calls": trace.calls,
+        "reward_calls": trace.reward_calls,
+    }
     return {k: v.float().mean().item() for k, v in a_prompt.items()} | {"seconds": seconds}
 
 
-def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
-    return {k: after[k] - before[k] for k in after}
-
-
 def _warnings(report: dict[str, Any]) -> list[str]:
-    out, held, gain = [], report["held_out"], report["reward"]
-    rose = None not in (gain["best"], gain["unsteered"]) and gain["best"] > gain["unsteered"]
-    if held and rose and held["best"] < held["unsteered"]:
+    reward, held, survivors = report["reward"], report["held_out"], report["survivors"]
+    out = []
+    if held and _change(reward) > 0 and _change(held) < -(held["error"] or 0):
         out.append(
-            f"{gain['name']} rose from {gain['unsteered']:.3g} to {gain['best']:.3g} (best) while {held['name']}, which was not "
-            f"optimised, fell from {held['unsteered']:.3g} to {held['best']:.3g}: the reward may be cheated, or asks for "
-            "something other than the prompt; raise the temperature"
+            f"{reward['name']} rose from {reward['unsteered']:.3g} to {reward['weighted']:.3g} while {held['name']}, "
+            f"which was not optimised, fell from {held['unsteered']:.3g} to {held['weighted']:.3g}: the reward may be "
+            "cheated, or asks for something other than the prompt; raise the temperature"
         )
-    if report["survivors"]["distinct"] < FEW:
+    n = report["particles"]
+    if n >= 4 and survivors["distinct"] * n <= max(1.0, FEW * n):
         out.append(
-            f"only {report['survivors']['distinct']:.0%} of the particles have descendants among the samples: raise "
-            "temperature, n or steps"
+            f"the samples descend from {survivors['distinct'] * n:.3g} of {n} particles: raise temperature, n or steps"
         )
-    if report["particles"] > 1 and report["survivors"]["effective"] * report["particles"] < 1.5:
+    if n >= 4 and survivors["effective"] * n < 1.5:
         out.append("nearly all weight is on one picture: raise temperature or n if a sample of the law is wanted")
     return out
+
+
+def _change(scores: dict[str, Any]) -> float:
+    """What weighted means gained; 0 where one is missing."""
+    before, after = scores["unsteered"], scores["weighted"]
+    return 0.0 if before is None or after is None else after - before

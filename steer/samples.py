@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from steer.particles import Trace
 
-COLUMNS = 8
-TILE = 128
+PROMPTS_A_SHEET = 8
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,35 @@ class Samples:
     def save(self, folder: str | Path) -> Path:
         """Write sheet.png, best-*.png, one folder of pictures a prompt and report.json; the folder's path comes back.
 
-        Each file is written under a temporary name and renamed, report.json last: where it stands, all of it stands.
+        With many prompts the sheet goes on in sheet-2.png and so on. Pictures are the particles in their order, with
+        their scores in report.json. Each file is written under a temporary name and renamed, report.json last: where it
+        stands, all of it stands. Pictures of an earlier run in the same folder are replaced.
 
         Raises:
-            OSError: the folder cannot be written.
+            ValueError: the folder cannot be written.
         """
         folder = check_folder(folder)
+        _clear(folder)
+        best = self.best
         for i, prompt in enumerate(self.prompts):
             stem = f"{i:02d}-{slug(prompt)}"
-            write_png(self.best[i], folder / f"best-{stem}.png")
+            write_png(best[i], folder / f"best-{stem}.png")
             (folder / stem).mkdir(exist_ok=True)
             for name, batch in (("steered", self.images[i]), ("unsteered", self.unsteered[i])):
                 for j, picture in enumerate(batch):
                     write_png(picture, folder / stem / f"{name}-{j:03d}.png")
-        write_bytes(self.sheet(), folder / "sheet.png")
-        write_bytes(json.dumps(self.report, indent=1).encode(), folder / "report.json")
+        for page, start in enumerate(range(0, len(self.prompts), PROMPTS_A_SHEET), 1):
+            name = "sheet.png" if page == 1 else f"sheet-{page}.png"
+            write_bytes(self.part(start, start + PROMPTS_A_SHEET).sheet(), folder / name)
+        report = json.dumps(self.report, indent=1, ensure_ascii=False, allow_nan=False)
+        write_bytes((report + "\n").encode("utf8"), folder / "report.json")
         return folder
+
+    def part(self, start: int, stop: int) -> "Samples":
+        """The prompts from `start` to before `stop`; trace and report stay those of the whole."""
+        rows = slice(start, stop)
+        names = ("prompts", "images", "rewards", "log_w", "unsteered", "unsteered_rewards")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def sheet(self, shown: int = 16) -> bytes:
         """The contact sheet as PNG: for each prompt unsteered pictures beside steered ones, by falling reward."""
@@ -79,7 +91,7 @@ class Samples:
         return contact_sheet(self, shown)
 
     def _repr_png_(self) -> bytes:
-        return self.sheet()
+        return self.part(0, PROMPTS_A_SHEET).sheet()
 
     def __repr__(self) -> str:
         p, n = self.rewards.shape
@@ -89,16 +101,32 @@ class Samples:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Make the folder and prove that it can be written; raises OSError naming it."""
-    folder = Path(folder)
+    """Make the folder and prove that it can be written; raises ValueError naming it, the cause and the cure."""
+    folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".steer-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise OSError(f"the folder {str(folder)!r} cannot be written ({error.strerror}); name another") from error
+        raise ValueError(f"out={str(folder)!r} cannot be written ({error.strerror}); name another folder") from error
     return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote here, as its report.json lists it, and nothing else."""
+    try:
+        prompts = json.loads((folder / "report.json").read_text(encoding="utf8"))["prompts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    (folder / "report.json").unlink(missing_ok=True)
+    for i, prompt in enumerate(prompts):
+        stem = f"{i:02d}-{slug(str(prompt))}"
+        (folder / f"best-{stem}.png").unlink(missing_ok=True)
+        for picture in (folder / stem).glob("*steered-*.png"):
+            picture.unlink()
+    for sheet in folder.glob("sheet*.png"):
+        sheet.unlink()
 
 
 def slug(text: str) -> str:
@@ -124,11 +152,12 @@ def to_pil(picture: Tensor) -> Any:  # noqa: ANN401 (PIL is imported where it is
 
 
 def write_png(picture: Tensor, path: Path) -> None:
+    """Write a picture [3 h w] in [0,1]."""
     buffer = io.BytesIO()
     to_pil(picture).save(buffer, format="PNG")
     write_bytes(buffer.getvalue(), path)
 
 
-def finite(x: float) -> float | None:
-    """A number as JSON can hold it."""
-    return x if math.isfinite(x) else None
+def finite(x: Any) -> Any:  # noqa: ANN401
+    """The same, None for a number that JSON cannot hold."""
+    return None if isinstance(x, float) and not math.isfinite(x) else x

@@ -1,0 +1,110 @@
+"""The arguments of `steer.sample`, checked before any work: each error names the argument, its value and the cure."""
+
+import dataclasses
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+import rewards
+from steer import settings
+
+
+def check_prompts(prompt: object) -> list[str]:
+    """One prompt or several, as a list."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
+    if not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f"prompt={prompt!r} must be a text, or a list of texts with at least one")
+    if any(not p.strip() for p in prompts):
+        raise ValueError(f"prompt={prompt!r} holds an empty text; say what the picture shows")
+    return prompts
+
+
+def check_numbers(n: object, steps: object, temperature: object, budget: object, seed: object) -> None:
+    """Ranges of the numbers; None is legal for all but n."""
+    for name, value in {"n": n, "steps": steps, "budget": budget}.items():
+        if (value is not None or name == "n") and not (_is_whole(value) and value >= 1):  # pyright: ignore
+            raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+    if steps is not None and budget is not None:
+        raise ValueError(f"steps={steps!r} and budget={budget!r} both fix the number of steps; give one of them")
+    if temperature is not None and not (isinstance(temperature, Real) and float(temperature) > 0):
+        raise ValueError(f"temperature={temperature!r} must be above 0 (lower steers harder), or None to measure it")
+    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**63):  # pyright: ignore
+        raise ValueError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device, tried; None takes CUDA where there is one."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    return place
+
+
+def check_reward(given: object) -> rewards.Reward:
+    """A name is looked up in configs/reward; anything else is what `rewards.to_reward` makes of it."""
+    return settings.build("reward", given) if isinstance(given, str) else rewards.to_reward(given)
+
+
+def check_method(method: object) -> None:
+    """A name in configs/method, a method object, or None."""
+    known = settings.names("method")
+    if isinstance(method, str):
+        if method not in known:
+            raise settings.unknown("method", method, known, ", or a method object")
+    elif method is not None and (isinstance(method, type) or not dataclasses.is_dataclass(method)):
+        raise ValueError(
+            f"method={method!r} must be a name ({', '.join(known)}), a method object such as SMC(steps=8), or None"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A method with its settings, its name, and where its temperature comes from ("" until it is measured)."""
+
+    method: Any
+    name: str
+    origin: str
+
+    def at(self, temperature: float, origin: str) -> "Chosen":
+        """The same at another temperature."""
+        return dataclasses.replace(
+            self, method=dataclasses.replace(self.method, temperature=temperature), origin=origin
+        )
+
+
+def choose(
+    method: Any,  # noqa: ANN401 (a name, a method or None)
+    differentiable: bool,
+    reward: rewards.Reward,
+    steps: int | None,
+    temperature: float | None,
+    budget: int | None,
+    n: int,
+) -> Chosen:
+    """The method with everything that was asked of it; it must suit the reward."""
+    if method is None:
+        method = "guidance" if differentiable else "smc"
+    named = isinstance(method, str)
+    name, chosen = (method, settings.build("method", method)) if named else (type(method).__name__, method)
+    if getattr(chosen, "needs_gradient", False) and not differentiable:
+        raise ValueError(
+            f"method={name!r} follows the reward's gradient, and reward {rewards.name_of(reward)!r} has none; "
+            "use method='smc' or 'best_of_n', or write the reward in differentiable torch operations"
+        )
+    fields = {field.name: field for field in dataclasses.fields(chosen)}
+    given = {k: v for k, v in {"steps": steps, "temperature": temperature}.items() if v is not None}
+    for key in given:
+        if key not in fields:
+            raise ValueError(f"{key}={given[key]!r}: method {name!r} has no {key}; leave it out")
+    changed = "temperature" not in fields or chosen.temperature != fields["temperature"].default
+    origin = "given" if temperature is not None else "the method's own" if changed else ""
+    chosen = dataclasses.replace(chosen, **given)
+    return Chosen(chosen.with_budget(budget, n) if budget is not None else chosen, name, origin)
