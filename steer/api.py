@@ -129,7 +129,9 @@ class Problem:
             return said
         images = self.model.decode(x0[0, :1])
         try:
-            return rewards.probe_differentiable(self.score, images, self.prompts[:1])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch says of a gradient that is dropped
+                return rewards.probe_differentiable(self.score, images, self.prompts[:1])
         except RuntimeError:  # a black box may not bear a tensor that requires a gradient; any other fault shows again
             self.score(images, self.prompts[:1])
             return False

@@ -85,13 +85,13 @@ def _compare(samples: Samples, before: Tensor, after: Tensor) -> dict[str, float
     weights = samples.log_w.exp()
     by_weight = (after.masked_fill(weights == 0, 0) * weights).sum(1)
     best = after.gather(1, samples.best_index[:, None])
-    spread = before[before.isfinite()].std() / max(before.numel(), 1) ** 0.5
+    kept = before[before.isfinite()]
     return {
         "unsteered": _mean(before),
         "steered": _mean(after),
         "weighted": _mean(by_weight),
         "best": _mean(best),
-        "error": finite(spread.item()),
+        "error": (kept.std() / len(kept) ** 0.5).item() if len(kept) > 1 else None,
     }
 
 

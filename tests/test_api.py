@@ -1,0 +1,221 @@
+"""steer.sample, on a model whose steered law is known, and on the embedded one."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from colours import MEAN, SCALE, STD, CountingFlow, colour_model, redness
+from torch import Tensor
+
+import rewards
+import steer
+from steer.methods import SMC, BestOfN, Guidance
+
+QUIET = {"progress": False}
+DIRECTION = torch.tensor([1.0, -1.0, 0.0])
+
+
+def latents(images: Tensor) -> Tensor:
+    """x [p n 3] of flat pictures [p n 3 h w]."""
+    return (images[..., 0, 0] - 0.5) / SCALE
+
+
+@pytest.mark.parametrize("method", [SMC(steps=8), BestOfN(steps=1), Guidance(steps=8, weights="path")])
+def test_the_steered_law_is_the_tilted_one(method: object) -> None:
+    temperature, n = 1.0, 1024
+    out = steer.sample(
+        "a colour", reward=redness, model=colour_model(), method=method, n=n, temperature=temperature, seed=0, **QUIET
+    )
+    x, w = latents(out.images)[0], out.log_w[0].exp()
+    truth = MEAN + STD**2 * DIRECTION / temperature
+    error = (w[:, None] * (x - truth)).square().sum(0).sqrt()  # the standard error of a self-normalised estimate
+    assert ((w @ x - truth).abs() < 5 * error).all() and (error < 0.1).all()
+    log_z = (DIRECTION @ MEAN) / temperature + (STD / temperature) ** 2 * DIRECTION.square().sum() / 2
+    assert out.trace.log_z.item() == pytest.approx(log_z.item(), abs=0.2)
+
+
+def test_unsteered_pictures_start_from_the_same_noise() -> None:
+    plain = BestOfN(steps=4)
+    out = steer.sample("a", reward=redness, model=colour_model(), method=plain, n=9, temperature=1.0, seed=3, **QUIET)
+    assert torch.equal(out.images, out.unsteered)
+    assert torch.equal(out.rewards, out.unsteered_rewards)
+
+
+def test_a_seed_fixes_everything() -> None:
+    def draw(seed: int | None) -> steer.Samples:
+        return steer.sample(["a", "b"], reward=redness, model=colour_model(), n=5, seed=seed, **QUIET)
+
+    first, again, other, drawn = draw(1), draw(1), draw(2), draw(None)
+    assert torch.equal(first.images, again.images) and torch.equal(first.log_w, again.log_w)
+    assert not torch.equal(first.images, other.images)
+    assert torch.equal(draw(drawn.report["seed"]).images, drawn.images)
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "smc", "guidance"])
+@pytest.mark.parametrize("p, n", [(1, 1), (1, 8), (3, 5)])
+def test_shapes_and_weights(method: str, p: int, n: int) -> None:
+    out = steer.sample(["a"] * p, reward=redness, model=colour_model(), method=method, n=n, temperature=1.0, **QUIET)
+    assert out.images.shape == out.unsteered.shape == (p, n, 3, 8, 8)
+    assert out.rewards.shape == out.log_w.shape == out.unsteered_rewards.shape == (p, n)
+    assert torch.allclose(out.log_w.exp().sum(1), torch.ones(p))
+    assert out.best.shape == (p, 3, 8, 8)
+    assert torch.allclose(out.rewards, redness(out.images.flatten(0, 1)).view(p, n), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "smc", "guidance"])
+@pytest.mark.parametrize("budget", [40, 130])
+def test_a_budget_is_never_overspent_and_costs_are_true(method: str, budget: int) -> None:
+    flow = CountingFlow()
+    p, n = 2, 8
+    given = {"reward": redness, "model": colour_model(flow), "temperature": 1.0, "seed": 0}
+    out = steer.sample(["a", "b"], method=method, n=n, budget=budget, **given, **QUIET)
+    cost = out.report["cost"]
+    assert (out.trace.calls <= budget).all()
+    assert p * (cost["steered"]["network_forward"] + cost["unsteered"]["network_forward"]) == sum(flow.rows)
+    assert p * cost["steered"]["network_backward"] == flow.backward
+    assert cost["steered"]["calls"] == out.trace.calls.float().mean().item()
+    assert flow.backward > 0 or method != "guidance"
+
+
+def test_temperature_is_a_quarter_of_the_spread_of_plain_rewards() -> None:
+    out = steer.sample(["a", "b"], reward=redness, model=colour_model(), method="smc", n=64, seed=0, **QUIET)
+    spread = out.unsteered_rewards.double().std(1).mean().item()
+    assert out.report["temperature"] == pytest.approx(0.25 * spread)
+    assert out.report["temperature_origin"].startswith("measured: 0.25 x")
+    assert spread == pytest.approx(STD * math.sqrt(2), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "method, asked, temperature, origin",
+    [
+        ("smc", 3.0, 3.0, "given"),
+        (SMC(temperature=2.0), None, 2.0, "the method's own"),
+        (SMC(temperature=2.0), 5.0, 5.0, "given"),
+        (SMC(), math.inf, None, "given"),
+    ],
+)
+def test_where_the_temperature_comes_from(
+    method: object, asked: float | None, temperature: float | None, origin: str
+) -> None:
+    given = {"reward": redness, "model": colour_model(), "n": 4, "seed": 0}
+    out = steer.sample("a", method=method, temperature=asked, **given, **QUIET)
+    assert (out.report["temperature"], out.report["temperature_origin"]) == (temperature, origin)
+
+
+@pytest.mark.filterwarnings("ignore:the samples descend")
+def test_a_method_object_at_its_default_temperature_is_measured() -> None:
+    out = steer.sample("a", reward=redness, model=colour_model(), method=SMC(steps=3), n=4, seed=0, **QUIET)
+    assert out.report["temperature_origin"].startswith("measured")
+    assert out.report["method"]["steps"] == 3
+
+
+def numpy_reward(images: Tensor) -> object:
+    return images.numpy().mean((1, 2, 3))
+
+
+def list_reward(images: Tensor, prompts: list[str]) -> list[float]:
+    return [float(len(p)) + float(image.mean()) for image, p in zip(images, prompts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "reward, chosen",
+    [(redness, "guidance"), (numpy_reward, "smc"), (list_reward, "smc"), ("redness", "guidance"), ("jpeg-size", "smc")],
+)
+def test_the_method_follows_from_the_reward(reward: object, chosen: str) -> None:
+    out = steer.sample("a", reward=reward, model=colour_model(), n=4, temperature=1.0, seed=0, **QUIET)
+    assert out.report["method"]["name"] == chosen
+
+
+def test_each_picture_is_scored_with_its_own_prompt() -> None:
+    prompts = ["a", "bbb", "cc"]
+    given = {"reward": lambda images, prompts: [len(p) for p in prompts], "model": colour_model()}
+    out = steer.sample(prompts, method="smc", n=4, temperature=1.0, seed=0, **given, **QUIET)
+    assert out.rewards.tolist() == [[len(p)] * 4 for p in prompts]
+
+
+class OwnError(Exception):
+    """An exception that only this file knows."""
+
+
+def test_an_error_in_a_reward_is_shown_as_it_is() -> None:
+    def broken(images: Tensor) -> Tensor:
+        raise OwnError("mine")
+
+    with pytest.raises(OwnError, match="mine") as caught:
+        steer.sample("a", reward=broken, model=colour_model(), n=4, **QUIET)
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("method, errors", [("best_of_n", 5), ("smc", 5), ("guidance", 2)])
+def test_every_method_raises_the_reward(method: str, errors: float) -> None:
+    given = {"reward": redness, "model": colour_model(), "temperature": 1.0, "seed": 0}
+    scores = steer.sample("a", method=method, n=128, **given, **QUIET).report["reward"]
+    assert scores["weighted"] > scores["unsteered"] + errors * scores["error"]
+
+
+def test_a_reward_may_reject() -> None:
+    def no_dark(images: Tensor) -> Tensor:
+        r = redness(images)
+        return torch.where(r > 1, r, -math.inf)
+
+    given = {"reward": no_dark, "model": colour_model(), "temperature": 1.0, "seed": 0}
+    out = steer.sample("a", method="best_of_n", n=64, **given, **QUIET)
+    rejected = out.rewards == -math.inf
+    assert 0 < rejected.sum() < 64
+    assert (out.log_w[rejected] == -math.inf).all()
+    assert out.report["reward"]["weighted"] > 1
+
+
+def test_a_reward_that_cannot_choose_is_told_of() -> None:
+    given = {"reward": lambda images: torch.ones(len(images)), "model": colour_model(), "n": 8, "seed": 0}
+    with pytest.warns(UserWarning, match="the same score"):
+        out = steer.sample("a", method="best_of_n", **given, **QUIET)
+    assert torch.allclose(out.log_w.exp(), torch.full((1, 8), 1 / 8))
+
+
+def test_parts_of_bounded_size_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> steer.Samples:
+        return steer.sample(["a", "b"], reward=redness, model=colour_model(), n=6, temperature=1.0, seed=0, **QUIET)
+
+    whole = draw()
+    monkeypatch.setattr("steer.progress.ROWS", 5)
+    monkeypatch.setattr("steer.api.CHUNK", 5)
+    parts = draw()
+    assert torch.allclose(whole.images, parts.images, atol=1e-5)
+    assert torch.allclose(whole.rewards, parts.rewards, atol=1e-3)
+
+
+def test_a_large_push_into_few_survivors_is_told_of() -> None:
+    given = {"reward": redness, "model": colour_model(), "method": "smc", "n": 64, "seed": 0}
+    with pytest.warns(UserWarning, match="descend from 1 of 64|all weight is on one"):
+        out = steer.sample("a", temperature=0.01, **given, **QUIET)
+    assert out.report["warnings"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not steer.sample("a", temperature=3.0, **given, **QUIET).report["warnings"]
+
+
+def test_the_embedded_model_reports_a_judge_that_was_not_optimised() -> None:
+    out = steer.sample("a red heart", reward="clip", method="best_of_n", n=8, seed=0, **QUIET)
+    held = out.report["held_out"]
+    assert held["name"] == "clip-judge"
+    judge = rewards.get("clip-judge")
+    scores = judge(out.unsteered[0], ["a red heart"] * 8)
+    assert held["unsteered"] == pytest.approx(scores.mean().item(), abs=1e-3)
+    assert held["best"] == pytest.approx(judge(out.best, ["a red heart"]).item(), abs=1e-3)
+
+
+def test_a_reward_that_rises_while_the_judge_falls_is_told_of() -> None:
+    judge = rewards.get("clip-judge")
+
+    def contrary(images: Tensor, prompts: list[str]) -> Tensor:
+        return -judge(images, prompts)
+
+    with pytest.warns(UserWarning, match="contrary rose from .* while clip-judge, which was not optimised, fell"):
+        steer.sample("a red heart", reward=contrary, method="best_of_n", n=16, seed=0, **QUIET)
+
+
+def test_the_judge_does_not_judge_itself() -> None:
+    out = steer.sample("a fox", reward="clip-judge", method="best_of_n", steps=1, n=4, seed=0, **QUIET)
+    assert out.report["held_out"] is None
