@@ -27,13 +27,13 @@ from rewards.simple import Brightness, ColourMatch, JpegSize, Redness
 
 __all__ = [
     "Brightness", "Chunked", "Clip", "ColourMatch", "Counted", "Function", "JpegSize", "Negated", "Pil", "Redness",
-    "Reward",
-    "WeightedSum", "check_scores", "get", "is_differentiable", "name_of", "names", "probe_differentiable", "to_reward",
+    "Reward", "WeightedSum", "check_scores", "get", "is_differentiable", "name_of", "names", "probe_differentiable",
+    "to_reward",
 ]  # fmt: skip
 
 _BUILT_IN: dict[str, Callable[[], Reward]] = {
     "clip": Clip,
-    "clip-judge": lambda: Clip("emoji-clip-judge", name="clip-judge"),
+    "clip-judge": lambda: Clip("emoji-clip-judge"),
     "redness": Redness,
     "brightness": Brightness,
     "colour-match": ColourMatch,

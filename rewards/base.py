@@ -1,133 +1,52 @@
-"""What a reward is, wrappers that are rewards themselves, and the way from anything a user has to a reward.
+"""Wrappers that are rewards themselves, and the way from anything a user has to a reward."""
 
-A reward takes pictures [b 3 h w] in [0,1] and b prompts, and gives [b] scores, higher better, one a picture: no mean
-over the batch, no weight, no device inside. Three optional attributes describe it: `name`; `differentiable`, whether
-the scores have gradients to the pictures; `cost`, the price of one picture in forward passes of the model that is
-steered (0: negligible).
-"""
-
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast, runtime_checkable
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from rewards.contract import (
+    Reward,
+    check_images,
+    check_scores,
+    cost_of,
+    is_differentiable,
+    name_of,
+    probe_differentiable,
+)
+from rewards.function import Function, Pil, from_callable, to_pil
 
-@runtime_checkable
-class Reward(Protocol):
-    """(images [b 3 h w] in [0,1], prompts) -> scores [b], higher better."""
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [b]."""
-        ...
-
-
-def name_of(reward: object) -> str:
-    """Its `name`, or else the name of the function or class; a name stands for itself."""
-    if isinstance(reward, str):
-        return reward
-    name = getattr(reward, "name", None)
-    return name if isinstance(name, str) else getattr(reward, "__name__", type(reward).__name__)
-
-
-def is_differentiable(reward: object) -> bool | None:
-    """What the reward says of itself; None where it says nothing and must be probed."""
-    return getattr(reward, "differentiable", None)
-
-
-def cost_of(reward: object) -> float:
-    """What the reward says one picture costs, in forward passes of the steered model; 0 where it says nothing."""
-    return float(getattr(reward, "cost", 0.0))
-
-
-def check_scores(reward: object, scores: Any, b: int, like: Tensor) -> Tensor:  # noqa: ANN401 (a user's return value)
-    """Scores [b] as a floating tensor beside `like`; lists and arrays of a black box are converted.
-
-    Raises:
-        TypeError: it is nothing that holds numbers.
-        ValueError: the shape is not [b], or a score is NaN or +inf. (-inf is legal and means "reject".)
-    """
-    name = name_of(reward)
-    if not isinstance(scores, Tensor):
-        try:
-            scores = torch.as_tensor(scores)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"reward {name!r} returned {type(scores).__name__}; return a tensor, array or list of {b} numbers"
-            ) from error
-    if scores.shape != (b,):
-        raise ValueError(
-            f"reward {name!r} returned shape {list(scores.shape)} for {b} pictures; return [{b}], one score a picture "
-            "(take the mean over pixels, not over the batch, and do not squeeze a batch of one)"
-        )
-    if scores.dtype.is_complex:
-        raise ValueError(f"reward {name!r} returned {scores.dtype}; return real numbers")
-    scores = scores.to(device=like.device, dtype=like.dtype)
-    if bool((scores.isnan() | (scores == torch.inf)).any()):
-        bad = (scores.isnan() | (scores == torch.inf)).nonzero()[:, 0].tolist()
-        raise ValueError(f"reward {name!r} returned NaN or +inf for pictures {bad[:8]}; scores must be finite or -inf")
-    return scores
-
-
-def probe_differentiable(reward: Reward, images: Tensor, prompts: list[str]) -> bool:
-    """Whether the scores of these pictures have gradients to them (one call of the reward)."""
-    with torch.enable_grad():
-        scores = reward(images.detach().requires_grad_(True), prompts)
-    return isinstance(scores, Tensor) and scores.requires_grad
-
-
-@dataclass(frozen=True)
-class Function:
-    """A user's own function of (images) or (images, prompts), or one that returns (scores, info).
-
-    Its exceptions are the user's own and pass unchanged. `differentiable=None` means: find out by a probe.
-    """
-
-    function: Callable[..., Any] = field(repr=False)
-    name: str = "function"
-    differentiable: bool | None = None
-    cost: float = 0.0
-    arguments: int = 2
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [b] of pictures [b 3 h w] in [0,1]."""
-        given = (images, prompts, [{} for _ in prompts])[: self.arguments]
-        scores = self.function(*given)
-        if isinstance(scores, tuple) and len(scores) == 2 and isinstance(scores[1], dict):
-            scores = scores[0]
-        return check_scores(self, scores, len(images), images)
-
-
-@dataclass(frozen=True)
-class Pil:
-    """A black box that wants a list of PIL pictures, and prompts: fn(pictures, prompts) -> b numbers."""
-
-    function: Callable[..., Any] = field(repr=False)
-    name: str = "pil"
-    differentiable: bool = False
-    cost: float = 0.0
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [b] of pictures [b 3 h w] in [0,1]."""
-        return check_scores(self, self.function(to_pil(images), prompts), len(images), images)
-
-
-def to_pil(images: Tensor) -> list[Any]:
-    """Pictures [b 3 h w] in [0,1] as PIL."""
-    from PIL import Image
-
-    pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(p) for p in pixels]
+__all__ = [
+    "Chunked", "Counted", "Function", "Negated", "Pil", "Reward", "WeightedSum", "check_images", "check_scores",
+    "cost_of", "is_differentiable", "name_of", "probe_differentiable", "to_pil", "to_reward",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """sum_i weight_i * reward_i. Scores of different rewards have different scales: the weights carry them."""
+    """sum_i weight_i * reward_i. Scores of different rewards have different scales: the weights carry them.
+
+    A picture that one part rejects (-inf) is rejected, whatever the sign of that part's weight, unless it is 0.
+
+    Raises:
+        ValueError: no rewards, not one weight a reward, or a weight that is no finite number.
+    """
 
     rewards: tuple[Reward, ...]
     weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rewards or len(self.rewards) != len(self.weights):
+            given = f"{len(self.weights)} weights for {len(self.rewards)} rewards"
+            raise ValueError(f"{given}; give one or more rewards, and a weight for each")
+        for part, w in zip(self.rewards, self.weights, strict=True):
+            if not isinstance(w, (int, float)) or isinstance(w, bool) or not math.isfinite(w):
+                raise ValueError(f"the weight of reward {name_of(part)!r} is {w!r}; give a finite number")
+        object.__setattr__(self, "rewards", tuple(to_reward(r) for r in self.rewards))
+        object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
 
     @property
     def name(self) -> str:
@@ -146,19 +65,30 @@ class WeightedSum:
         return sum(cost_of(r) for r in self.rewards)
 
     def parts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Each reward's own scores [b], unweighted, by name."""
-        return {name_of(r): r(images, prompts) for r in self.rewards}
+        """Each reward's own scores [b], unweighted, by name; the second of a name is called "name 2"."""
+        names = [name_of(r) for r in self.rewards]
+        again = [names[:i].count(name) for i, name in enumerate(names)]
+        keys = [f"{name} {k + 1}" if k else name for name, k in zip(names, again, strict=True)]
+        return {key: r(images, prompts) for key, r in zip(keys, self.rewards, strict=True)}
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
-        scores = [w * r(images, prompts) for w, r in zip(self.weights, self.rewards, strict=True)]
-        return torch.stack(scores).sum(0)
+        total = images.new_zeros(len(images))
+        rejected = total.bool()
+        for w, reward in zip(self.weights, self.rewards, strict=True):
+            r = reward(images, prompts)
+            no = r == -torch.inf
+            total, rejected = total + w * r.masked_fill(no, 0), rejected | (no & (w != 0))
+        return total.masked_fill(rejected, -torch.inf)
 
 
 class _Wrapper:
-    """The attributes of a wrapped reward."""
+    """The attributes of a wrapped reward, which may be given as anything that `to_reward` takes."""
 
     reward: Reward
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", to_reward(self.reward))
 
     @property
     def name(self) -> str:
@@ -178,7 +108,7 @@ class _Wrapper:
 
 @dataclass(frozen=True)
 class Negated(_Wrapper):
-    """-reward, for a score of which less is better."""
+    """-reward, for a score of which less is better. What the reward rejects (-inf) stays rejected."""
 
     reward: Reward
 
@@ -189,12 +119,17 @@ class Negated(_Wrapper):
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
-        return -self.reward(images, prompts)
+        r = self.reward(images, prompts)
+        return (-r).masked_fill(r == -torch.inf, -torch.inf)
 
 
 @dataclass(frozen=True)
 class Chunked(_Wrapper):
-    """The same scores, at most `size` pictures at a time."""
+    """The same scores, at most `size` pictures at a time.
+
+    Raises:
+        ValueError: size < 1.
+    """
 
     reward: Reward
     size: int = 32
@@ -202,6 +137,7 @@ class Chunked(_Wrapper):
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size={self.size} must be at least 1 picture")
+        object.__setattr__(self, "reward", to_reward(self.reward))
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
@@ -209,7 +145,7 @@ class Chunked(_Wrapper):
         return torch.cat([self.reward(images[i : i + self.size], prompts[i : i + self.size]) for i in starts])
 
 
-@dataclass
+@dataclass(eq=False)
 class Counted(_Wrapper):
     """The same scores, and how many calls and pictures they took."""
 
@@ -228,9 +164,10 @@ def to_reward(given: object) -> Reward:
     """A reward of whatever a user has.
 
     Taken: a name (see `rewards.names()`); a reward of this package; any callable of (images), (images, prompts) or
-    (images, prompts, metadata), which may return (scores, info); an object with `score(images, prompts)`; a list of
-    these, or of (reward, weight) pairs; a dict {reward or name: weight}. A function of PIL pictures must say so:
-    `Pil(function)`.
+    (images, prompts, metadata), which may return (scores, info); a torch module; an object with the method
+    `score(images, prompts)`; a list of these, or of (reward, weight) pairs; a dict {reward or name: weight}. A function
+    of PIL pictures must say so: `Pil(function)`. A function whose gradient is known may say so and save the probe:
+    `Function(function, differentiable=True)`.
 
     Raises:
         ValueError: an unknown name, an empty list, or a weight that is no finite number.
@@ -243,51 +180,23 @@ def to_reward(given: object) -> Reward:
     if isinstance(given, Mapping):
         return _weighted(list(given.items()))
     if isinstance(given, Sequence):
-        return _weighted([g if isinstance(g, tuple) and len(g) == 2 else (g, 1.0) for g in given])
-    if not callable(given) and callable(getattr(given, "score", None)):
-        return Function(given.score, name_of(given), is_differentiable(given), cost_of(given))  # type: ignore[attr-defined]
-    if not callable(given):
-        raise TypeError(
-            f"reward={given!r} is no reward; give a name, a function of pictures, an object with "
-            "score(images, prompts), or a list or dict of these with weights"
-        )
-    if isinstance(given, (Function, Pil, WeightedSum, Negated, Chunked, Counted)):
-        return given
+        return _weighted([tuple(g) if _is_pair(g) else (g, 1.0) for g in given])
     if type(given).__module__.split(".")[0] == "rewards":
         return cast(Reward, given)
-    return _function(given)
+    return from_callable(given)
+
+
+def _is_pair(given: object) -> bool:
+    """(reward, weight), or [reward, weight] as files of settings have it."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+        return False
+    return isinstance(given, tuple) or isinstance(given[1], (int, float))
 
 
 def _weighted(pairs: list[tuple[Any, Any]]) -> Reward:
     if not pairs:
         raise ValueError("reward is empty; give at least one reward")
-    for part, weight in pairs:
-        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not abs(weight) < float("inf"):
-            raise ValueError(f"the weight of reward {name_of(part)!r} is {weight!r}; give a finite number")
-    parts = tuple(to_reward(part) for part, _ in pairs)
-    if len(parts) == 1 and pairs[0][1] == 1:
-        return parts[0]
-    return WeightedSum(parts, tuple(float(w) for _, w in pairs))
-
-
-def _function(given: Callable[..., Any]) -> Function:
-    call = given.forward if isinstance(given, torch.nn.Module) else given
-    try:
-        parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        parameters = ()
-    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = sum(p.default is p.empty for p in plain)
-    if needed > 3:
-        raise TypeError(f"reward {name_of(given)!r} needs {needed} arguments; it is called with (images, prompts)")
-    several = len(plain) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters) or not parameters
-    # a second argument with a default is passed only if it is called like prompts
-    if needed <= 1 and len(plain) >= 2 and not plain[1].name.startswith(("prompt", "text", "caption")):
-        several = False
-    arguments = max(needed, 2 if several else 1)
-    return Function(given, name_of(given), is_differentiable(given), cost_of(given), arguments)
-
-
-def with_name(reward: Function, name: str) -> Function:
-    """The same function under another name."""
-    return replace(reward, name=name)
+    if len(pairs) == 1 and pairs[0][1] == 1:
+        return to_reward(pairs[0][0])
+    parts, weights = zip(*pairs, strict=True)
+    return WeightedSum(parts, weights)

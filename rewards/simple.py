@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewards.base import to_pil
+from rewards.contract import check_images
+from rewards.function import to_pil
 
 COLOURS = {
     "red": (0.9, 0.1, 0.1), "orange": (1.0, 0.55, 0.1), "yellow": (1.0, 0.85, 0.1), "green": (0.2, 0.7, 0.2),
@@ -25,6 +26,7 @@ class Redness:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        check_images(images, prompts)
         red, green, blue = images.unbind(1)
         return (red - (green + blue) / 2).mean((-2, -1))
 
@@ -39,6 +41,7 @@ class Brightness:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        check_images(images, prompts)
         red, green, blue = images.unbind(1)
         return (0.2126 * red + 0.7152 * green + 0.0722 * blue).mean((-2, -1))
 
@@ -74,6 +77,7 @@ class ColourMatch:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        check_images(images, prompts)
         target = torch.tensor(self.rgb(), device=images.device, dtype=images.dtype).view(3, 1, 1)
         return -(images - target).square().mean((1, 2, 3)).add(1e-12).sqrt()
 
@@ -96,6 +100,7 @@ class JpegSize:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        check_images(images, prompts)
         return images.new_tensor([-self._kilobytes(p) for p in to_pil(images)])
 
     def _kilobytes(self, picture: object) -> float:

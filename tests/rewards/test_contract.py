@@ -57,6 +57,29 @@ def test_a_gradient_exactly_where_it_says_so(reward: rewards.Reward) -> None:
         assert gradient[0].abs().sum() > 0 and gradient[1:].abs().sum() == 0
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_scores_follow_the_pictures_to_another_device_and_back(reward: rewards.Reward) -> None:
+    here = reward(pictures(), PROMPTS)
+    there = reward(pictures().cuda(), PROMPTS)
+    assert there.device.type == "cuda"
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(reward(pictures(), PROMPTS), here)
+
+
+def test_half_precision_comes_back_as_such(reward: rewards.Reward) -> None:
+    half = reward(pictures().bfloat16(), PROMPTS)
+    assert half.dtype == torch.bfloat16 and half.isfinite().all()
+
+
+def test_pictures_of_another_size(reward: rewards.Reward) -> None:
+    """Scores are means over pixels, or resized: a picture at twice the size scores nearly the same (files grow)."""
+    large = torch.nn.functional.interpolate(pictures(), (128, 96), mode="bilinear")
+    r = reward(large, PROMPTS)
+    assert r.shape == (3,) and r.isfinite().all()
+    if rewards.name_of(reward) in ("redness", "brightness", "colour-match"):
+        torch.testing.assert_close(r, reward(pictures(), PROMPTS), rtol=0.05, atol=0.01)
+
+
 @pytest.mark.parametrize("name", ["redness", "brightness", "colour-match"])
 def test_gradients_match_differences(name: str) -> None:
     images = pictures()[:, :, :4, :4].double().requires_grad_(True)

@@ -1,0 +1,115 @@
+"""What a reward promises, and the checks that hold it to that.
+
+A reward takes pictures [b 3 h w] in [0,1] and b prompts, and gives [b] scores, higher better, one a picture: no mean
+over the batch, no weight, no device inside. -inf means "reject". Three optional attributes describe it:
+
+    name            what reports call it
+    differentiable  whether the scores have gradients to the pictures; None or absent: found out by a probe
+    cost            the price of one picture, in forward passes of the model that is steered; 0: negligible
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """(images [b 3 h w] in [0,1], prompts) -> scores [b], higher better."""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b]."""
+        ...
+
+
+def name_of(reward: object) -> str:
+    """Its `name`, or else the name of the function or class; a name stands for itself."""
+    if isinstance(reward, str):
+        return reward
+    name = getattr(reward, "name", None)
+    return name if isinstance(name, str) else getattr(reward, "__name__", type(reward).__name__)
+
+
+def is_differentiable(reward: object) -> bool | None:
+    """What the reward says of itself; None where it says nothing and must be probed."""
+    return getattr(reward, "differentiable", None)
+
+
+def cost_of(reward: object) -> float:
+    """What the reward says one picture costs, in forward passes of the steered model; 0 where it says nothing."""
+    return float(getattr(reward, "cost", 0.0))
+
+
+def check_images(images: Tensor, prompts: list[str]) -> None:
+    """Hold the caller to pictures [b 3 h w] of floats and b prompts (their range is not looked at).
+
+    Raises:
+        ValueError: another shape, whole numbers, or another number of prompts.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        last = images.ndim == 4 and images.shape[3] == 3
+        cure = "; images.permute(0, 3, 1, 2) puts the colours first" if last else ""
+        raise ValueError(f"images have shape {list(images.shape)}; give [b, 3, h, w]{cure}")
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; give floats in [0, 1], such as images.float() / 255")
+    if len(prompts) != len(images):
+        raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt an image")
+
+
+def check_scores(reward: object, scores: Any, b: int, like: Tensor) -> Tensor:  # noqa: ANN401 (a user's return value)
+    """Scores [b] as a floating tensor beside `like`; lists and arrays of a black box are converted.
+
+    Raises:
+        TypeError: it is nothing that holds numbers.
+        ValueError: the shape is not [b], or a score is NaN or +inf. (-inf is legal and means "reject".)
+    """
+    name = name_of(reward)
+    try:
+        scores = _as_tensor(scores)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"reward {name!r} returned {type(scores).__name__}; return a tensor, array or list of {b} numbers"
+        ) from error
+    if scores.shape != (b,):
+        raise ValueError(
+            f"reward {name!r} returned shape {list(scores.shape)} for {b} pictures; return [{b}], one score a picture "
+            "(take the mean over pixels, not over the batch, and do not squeeze a batch of one)"
+        )
+    if scores.dtype.is_complex:
+        raise ValueError(f"reward {name!r} returned {scores.dtype}; return real numbers")
+    scores = scores.to(device=like.device, dtype=like.dtype)
+    bad = scores.isnan() | (scores == torch.inf)
+    if bool(bad.any()):
+        rows = bad.nonzero()[:8, 0].tolist()
+        raise ValueError(f"reward {name!r} returned NaN or +inf for pictures {rows}; scores must be finite or -inf")
+    return scores
+
+
+def _as_tensor(scores: Any) -> Tensor:  # noqa: ANN401
+    """Lists of tensors are stacked, so that they keep their gradients."""
+    if isinstance(scores, (list, tuple)) and scores and all(isinstance(s, Tensor) for s in scores):
+        return torch.stack(list(scores))
+    return torch.as_tensor(scores)
+
+
+def probe_differentiable(reward: Reward, images: Tensor, prompts: list[str]) -> bool:
+    """Whether the scores of these pictures have a gradient to them: one call, and one backward pass where it can be.
+
+    A black box may fail on pictures that require a gradient (`images.numpy()` does). It is then called once more on
+    plain ones: if it fails again the fault is its own and passes unchanged, and otherwise it has no gradient.
+    """
+    leaf = images.detach().clone().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            scores = reward(leaf, prompts)
+            if not (isinstance(scores, Tensor) and scores.requires_grad):
+                return False
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
+        return gradient is not None
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        with torch.no_grad():
+            reward(images.detach().clone(), prompts)
+        return False
