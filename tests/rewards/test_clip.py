@@ -1,5 +1,6 @@
 """CLIP rewards: parity with open_clip itself, any local folder, the two small ones that ship, and damage."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -115,6 +116,65 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="do not fit"):
         towers.load_embedded(folder)
+
+
+def test_a_folder_without_weights_is_refused_rather_than_scored_at_random(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="open_clip_config.json is missing"):
+        load(tmp_path)
+    config = tmp_path / "open_clip_config.json"
+    config.write_bytes((folder / config.name).read_bytes())
+    with pytest.raises(FileNotFoundError, match="no weights in .*put open_clip_model.safetensors"):
+        load(tmp_path)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="damaged or do not fit.*again"):
+        load(tmp_path)
+    config.write_text("{")
+    with pytest.raises(ValueError, match="damaged or do not fit.*again"):
+        load(tmp_path)
+
+
+def load(folder: Path) -> None:
+    rewards.Clip(str(folder)).towers(torch.device("cpu"))
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty cache and no network, by the switch of the hub's own client."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match=r"model='hf-hub:nobody/nothing'.*cannot be fetched.*'emoji-clip'"):
+        load(Path("hf-hub:nobody/nothing"))
+
+
+def test_texts_are_encoded_once(folder: Path) -> None:
+    clip, cpu = rewards.Clip(str(folder)), torch.device("cpu")
+    first = clip.embed_texts(["a", "b", "a"], cpu)
+    seen: list[list[str]] = []
+    kept = clip.towers(cpu)
+    clip._towers[cpu] = dataclasses.replace(kept, tokenize=lambda texts: seen.append(texts) or kept.tokenize(texts))
+    assert torch.equal(clip.embed_texts(["b", "c", "a", "c"], cpu)[[0, 2]], first[[1, 0]]) and seen == [["c"]]
+    assert torch.equal(first[0], first[2]) and not first.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(1, 32, 32, 3), r"shape \[1, 32, 32, 3\]; give \[b, 3, h, w\]; images.permute"),
+        (torch.rand(3, 32, 32), r"shape \[3, 32, 32\]"), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "uint8.*/ 255"),
+        (torch.rand(2, 3, 8, 8), "1 prompts for 2 images"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", rewards.names())
+def test_pictures_of_another_form(name: str, images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rewards.get(name)(images, ["a"])
+
+
+def test_names_of_models() -> None:
+    assert [rewards.Clip(m).name for m in EMBEDDED] == ["clip", "clip-judge"]
+    assert [rewards.Clip(m).name for m in ("ViT-B-32", "my/own")] == ["ViT-B-32", "own"]
+    assert rewards.Clip(name="mine").name == "mine"
 
 
 def test_unknown_names_and_tags() -> None:
