@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | 
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: help setup sample test test-slow lint format bench data train wheel clean
+.PHONY: help setup sample test test-slow lint format bench notebooks wheel clean data train
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench: $(STAMP)  ## the figures: exact laws, the embedded model, the overhead
 	$(BIN)/steer bench exact
 	$(BIN)/steer bench embedded
 	$(BIN)/steer bench overhead
+
+notebooks: $(STAMP)  ## run the notebooks and store what they show
+	$(BIN)/python -m pytest --nbmake --overwrite notebooks
 
 wheel: $(STAMP)  ## build dist/steer-*.whl
 	$(BIN)/python -m hatchling build -t wheel

@@ -1,5 +1,6 @@
 """The command line: `steer sample`, `steer bench`, `steer list`, each with hydra overrides after it."""
 
+import re
 import sys
 import traceback
 import warnings
@@ -29,9 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 2 after an error in the input, or 130 after an interruption."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, rest = "--debug" in arguments, [a for a in arguments if a != "--debug"]
-    warnings.showwarning = lambda message, *_: print(f"steer: warning: {message}", file=sys.stderr)
     try:
-        return _dispatch(rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _dispatch(rest)
     except KeyboardInterrupt:
         print("steer: interrupted; no file is half-written", file=sys.stderr)
         return 130
@@ -59,6 +61,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     COMMANDS[command](overrides)
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """One line of what concerns the user; deprecations of other packages do not."""
+    if category is UserWarning:
+        print("steer: warning: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 def _is_about_input(error: Exception) -> bool:
@@ -90,8 +98,8 @@ def run_sample(overrides: list[str]) -> None:
 
     overrides, free = _take_free(_quote_prompt(overrides))
     config = _compose("sample", overrides)
-    folder = check_folder(config.out)
     reward = _free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
+    folder = check_folder(config.out)
     method = instantiate(config.method) if config.get("method") else None
     plain = {key: _to_plain(config[key]) for key in config if key not in ("reward", "method", "model", "out")}
 
@@ -154,10 +162,15 @@ def _quote_prompt(overrides: list[str]) -> list[str]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if key == "prompt" and equals and not text.startswith(("[", "'", '"')):
-            escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+            escaped = re.sub(r"(\\*)('|$)", _escape, text)
             override = f"prompt='{escaped}'"
         quoted.append(override)
     return quoted
+
+
+def _escape(match: re.Match[str]) -> str:
+    """A quote with a backslash before it; backslashes that stand before a quote twice, as hydra reads them."""
+    return 2 * match[1] + ("\\'" if match[2] else "")
 
 
 def _take_free(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -239,6 +252,7 @@ def _print_summary(report: Mapping[str, Any], folder: Path) -> None:
 
 def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
@@ -248,7 +262,9 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column, justify="right" if column in numeric else "left")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=400), table).maximum)
+    console.print(table)  # lines too long for a terminal wrap there; a squeezed table could not be read at all
 
 
 def _cell(value: object) -> str:

@@ -62,6 +62,7 @@ class Samples:
             ValueError: the folder cannot be written.
         """
         folder = check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         best = self.best
         for i, prompt in enumerate(self.prompts):
@@ -101,11 +102,15 @@ class Samples:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Make the folder and prove that it can be written; raises ValueError naming it, the cause and the cure."""
+    """Prove that the folder can be made and written, without making it.
+
+    Raises:
+        ValueError: it cannot; the message names it, the cause and the cure.
+    """
     folder = Path(folder).expanduser()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".steer-{os.getpid()}"
+        probe = there / f".steer-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:

@@ -1,0 +1,164 @@
+"""The command line: the parts in this process, the whole of it as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from steer import cli
+from steer.settings import build, names
+
+SMALL = ["reward=redness", "n=4", "steps=2", "seed=0", "method=smc", "progress=false"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in an empty folder, with its own warnings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", lambda *_: None)
+
+
+def steer(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "steer", *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_sample_as_a_user_runs_it(tmp_path: Path) -> None:
+    done = steer("sample", "prompt=a red heart", "reward=clip", "n=4", "seed=0", "out=hearts")
+    assert done.returncode == 0, done.stderr
+    assert "clip-judge" in done.stdout and "wrote hearts" in done.stdout
+    report = json.loads((tmp_path / "hearts" / "report.json").read_text())
+    assert report["prompts"] == ["a red heart"] and report["seed"] == 0
+    assert (tmp_path / "hearts" / "sheet.png").stat().st_size > 10_000
+    assert [f.name for f in tmp_path.iterdir()] == ["hearts"]  # no folder of hydra's
+
+
+def test_an_error_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
+    done = steer("sample", "reward=clop")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("steer: reward='clop' is unknown; known: brightness, clip,")
+    assert "did you mean 'clip'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    done = steer("sample", "reward=clop", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_an_error_in_a_users_reward_is_shown_whole(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(images):\n    raise ValueError('all mine')\n")
+    done = steer("sample", "reward=mine.py:score", *SMALL[1:])
+    assert done.returncode == 1
+    assert "mine.py" in done.stderr and "ValueError: all mine" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["mine.py:score", "mine:score"])
+def test_a_reward_of_ones_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(images):\n    return images[:, 1].mean((1, 2))\n")
+    assert cli.main(["sample", "prompt=a fox", *SMALL[1:], f"reward={name}", "out=o"]) == 0
+    assert json.loads(Path("o/report.json").read_text())["reward"]["name"] == "score"
+
+
+def test_settings_reach_the_method() -> None:
+    given = ["method.ess_threshold=0.25", "temperature=3", "out=o", "prompt=[a fox, a cat]"]
+    assert cli.main(["sample", *SMALL, *given]) == 0
+    report = json.loads(Path("o/report.json").read_text())
+    method = report["method"]
+    assert report["prompts"] == ["a fox", "a cat"]
+    assert (method["name"], method["steps"], method["ess_threshold"], method["temperature"]) == ("SMC", 2, 0.25, 3)
+
+
+def test_rewards_with_weights() -> None:
+    assert cli.main(["sample", *SMALL[1:], "reward={redness: 2, brightness: -1}", "out=o"]) == 0
+    assert json.loads(Path("o/report.json").read_text())["reward"]["name"] == "2 redness + -1 brightness"
+
+
+@pytest.mark.parametrize("prompt", ["a fox, a cat", "it's (nearly) {good}", "100% = a \\ b: c", "null", "ein Bär?"])
+def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
+    assert cli._compose("sample", cli._quote_prompt([f"prompt={prompt}"])).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["smaple"], "command='smaple' is unknown; known: sample, bench, list; did you mean 'sample'"),
+        (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
+        (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
+        (["sample", "prompt="], "prompt='' holds an empty text"),
+        (["sample", "n=0"], "n=0 must be a whole number"),
+        (["sample", "n=many"], "n='many' must be a whole number"),
+        (["sample", "method=smcc"], "method='smcc' is unknown.*did you mean 'smc'"),
+        (["sample", "method=smc", "method.stepz=3"], "stepz"),
+        (["sample", "model=emojy"], "model='emojy' is no embedded model"),
+        (["sample", "reward=none.py:f"], "there is no file 'none.py'"),
+        (["sample", "reward=no_such_module:f"], "there is no module 'no_such_module'"),
+        (["sample", "reward=math:sinh2"], "reward='math:sinh2' is unknown; known: .*did you mean 'math:sinh'"),
+        (["sample", "out=file/inside"], r"out='file/inside' cannot be written"),
+        (["sample", "method=guidance", "reward=jpeg-size"], "follows the reward's gradient"),
+        (["bench", "exakt"], "bench='exakt' is unknown; known: exact, embedded, overhead; did you mean 'exact'"),
+        (["list", "all"], "takes no settings"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    Path("file").write_text("")
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("steer: ") and error.count("\n") == 1
+    assert re.search(message, error), error
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        assert 'steer sample prompt="a red heart" reward=clip' in capsys.readouterr().out
+    assert cli.main(["sample", "--help"]) == 0
+    assert "temperature: null # in units of the reward" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("steer 0.")
+
+
+def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for group in ("model", "method", "reward"):
+        assert all(name in printed for name in names(group))
+
+
+@pytest.mark.parametrize("group, name", [(g, n) for g in ("method", "reward") for n in names(g)])
+def test_every_config_composes_and_builds(group: str, name: str) -> None:
+    config = cli._compose("sample", [f"{group}={name}"])
+    assert instantiate(config[group]) == build(group, name)
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_configs_of_methods_state_their_defaults(name: str) -> None:
+    built = build("method", name)
+    assert built == type(built)(steps=built.steps)
+
+
+def test_names_are_those_that_the_rewards_package_knows() -> None:
+    import rewards
+
+    assert set(names("reward")) == set(rewards.names())
+
+
+def test_bench_prints_and_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "exact", "fast=true", "out=figures"]) == 0
+    tables = json.loads(Path("figures/exact.json").read_text())
+    assert {row["method"] for row in tables["exact"]} >= {"SMC", "best-of-n", "guidance"}
+    assert "sliced" in capsys.readouterr().out
+
+
+def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(overrides: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "list", interrupted)
+    assert cli.main(["list"]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""What is shipped, and what importing it costs."""
+
+import importlib.metadata
+import os
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import steer
+from steer.settings import CONFIGS, names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", steer.__all__)
+def test_every_public_name_loads(name: str) -> None:
+    assert getattr(steer, name) is not None
+    assert name in dir(steer)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'sampel'"):
+        steer.sampel  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_import_loads_nothing_heavy() -> None:
+    heavy = "torch open_clip hydra diffusers transformers matplotlib rich PIL"
+    code = f"import sys, steer; print(*[m for m in {heavy.split()!r} if m in sys.modules])"
+    assert python(code).split() == []
+
+
+def test_sampling_modules_import_no_open_clip_and_no_hydra() -> None:
+    heavy = "open_clip hydra diffusers transformers matplotlib"
+    code = f"import sys, steer.api; print(*[m for m in {heavy.split()!r} if m in sys.modules])"
+    assert python(code).split() == []
+
+
+def test_import_takes_under_one_and_a_half_times_that_of_torch() -> None:
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        python(code)
+        return time.perf_counter() - start
+
+    everything = f"import steer; [getattr(steer, name) for name in {steer.__all__!r}]"
+    times = [(seconds("import torch"), seconds("import steer"), seconds(everything)) for _ in range(3)]
+    torch_, steer_, all_ = (statistics.median(column) for column in zip(*times, strict=True))
+    assert steer_ < 1.5 * torch_
+    assert all_ < 1.5 * torch_ + 0.5  # also with every lazy name loaded
+
+
+def test_the_version_is_stated_once_and_the_same() -> None:
+    assert importlib.metadata.version("steer") == steer.__version__
+    assert f"## [{steer.__version__}]" in (ROOT / "CHANGELOG.md").read_text() or "## [Unreleased]" in (
+        ROOT / "CHANGELOG.md"
+    ).read_text(encoding="utf8")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as `make wheel` does, without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_code_configs_weights_pictures_and_licences(wheel: Path) -> None:
+    inside = {info.filename: info.file_size for info in zipfile.ZipFile(wheel).infolist()}
+    here = [*ROOT.glob("steer/**/*"), *ROOT.glob("rewards/**/*")]
+    shipped = [f for f in here if f.is_file() and "__pycache__" not in f.parts and not f.name.endswith(".part")]
+    for file in shipped:
+        assert inside[str(file.relative_to(ROOT))] == file.stat().st_size
+    for config in (ROOT / "configs").rglob("*.yaml"):
+        assert f"steer/configs/{config.relative_to(ROOT / 'configs')}" in inside
+    for asset in (
+        "steer/models/assets/emoji/flow.safetensors",
+        "rewards/assets/emoji-clip/open_clip_model.safetensors",
+    ):
+        assert inside[asset] > 1_000_000
+    assert any(name.endswith("licenses/LICENSE") for name in inside)
+    assert "steer/data/assets/LICENSES.md" in inside
+    folders = {name.split("/")[0] for name in inside}
+    assert folders == {"steer", "rewards", f"steer-{steer.__version__}.dist-info"}
+
+
+def test_the_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import steer, steer.settings as s; assert str(s.CONFIGS).startswith(steer.__path__[0]), s.CONFIGS; "
+        "from steer.cli import _compose; n = _compose('sample', ['reward=redness']).n; "
+        "print(steer.__file__, *s.names('method'), n); "
+        "print(len(steer.data.emoji.load()), steer.load_model('emoji', 'cpu').name)"
+    )
+    first, second = python(code, PYTHONPATH=str(tmp_path)).splitlines()
+    assert first.split() == [str(tmp_path / "steer" / "__init__.py"), *names("method"), "16"]
+    assert second.split() == ["5226", "emoji"]
+
+
+def test_all_embedded_weights_stay_small() -> None:
+    weights = [*ROOT.glob("steer/**/*.safetensors"), *ROOT.glob("rewards/**/*.safetensors")]
+    assert 5 <= len(weights) + 1 and sum(f.stat().st_size for f in weights) < 45_000_000
+
+
+def test_configs_are_found_in_the_checkout() -> None:
+    assert CONFIGS == ROOT / "configs"
