@@ -18,7 +18,7 @@ Other papers and libraries, in these letters:
 | Stochastic interpolants, flow-map matching | 0 noise, 1 data, alpha on the noise | identical |
 | MeanFlow and its kin | 0 data, 1 noise, jump from t to r | (s, t) = (1 - t, 1 - r), velocity changes sign |
 | Rectified-flow samplers with a sigma | sigma 1 noise, 0 data | t = 1 - sigma, velocity changes sign |
-| GLASS, Diamond maps, Adjoint Matching | 0 noise, 1 data, alpha on the data | swap alpha with beta (there sigma or beta) |
+| GLASS, Diamond maps, Adjoint Matching | 0 noise, 1 data, alpha on the data | swap alpha with their sigma or beta |
 | TrigFlow, sCM | angle pi/2 noise, 0 data | t = 1 - 2 angle / pi, ``Trigonometric`` |
 | EDM | noise level sigma from 80 to 0 | alpha / beta = sigma |
 
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 Time = float | Tensor
-T = TypeVar("T", float, Tensor)
+T = TypeVar("T", float, Tensor, Time)
 
 
 class Interpolant(Protocol):
@@ -125,7 +125,7 @@ class VP:
         return (1 - t) / self._q(t) ** 3
 
     def _q(self, t: T) -> T:
-        return ((1 - t) ** 2 + t**2) ** 0.5
+        return ((1 - t) ** 2 + t**2) ** 0.5  # pyright: ignore[reportReturnType]
 
 
 def like(t: Time, x: Tensor) -> Tensor:
@@ -175,13 +175,13 @@ def velocity_from_data(path: Interpolant, x: Tensor, data: Tensor, t: Time) -> T
 
 
 def velocity_from_noise(path: Interpolant, x: Tensor, noise: Tensor, t: Time) -> Tensor:
-    """``b = dalpha N + dbeta D`` with ``D = (x - alpha N) / beta``; NaN at t = 0, where N = x says nothing of the data."""
+    """``b = dalpha N + dbeta D`` with ``D = (x - alpha N) / beta``; NaN at t = 0, where N = x whatever the data."""
     alpha, beta = like(path.alpha(t), x), like(path.beta(t), x)
     return like(path.dalpha(t), x) * noise + like(path.dbeta(t), x) * (x - alpha * noise) / beta
 
 
 def velocity_from_score(path: Interpolant, x: Tensor, score: Tensor, t: Time) -> Tensor:
-    """``b = (dbeta / beta) x + eta s`` with ``eta = alpha Delta / beta``; NaN at t = 0 (see ``velocity_from_noise``)."""
+    """``b = (dbeta / beta) x + eta s`` with ``eta = alpha Delta / beta``; NaN at t = 0, as from the noise."""
     return velocity_from_noise(path, x, -like(path.alpha(t), x) * score, t)
 
 
@@ -190,4 +190,4 @@ def _delta(path: Interpolant, x: Tensor, t: Time) -> Tensor:
 
 
 def _sin(t: T) -> T:
-    return torch.sin(t) if isinstance(t, Tensor) else math.sin(t)
+    return torch.sin(t) if isinstance(t, Tensor) else math.sin(t)  # pyright: ignore[reportReturnType]

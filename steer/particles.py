@@ -76,8 +76,8 @@ class Trace:
         reward_calls: int,
     ) -> "Trace":
         """A trace whose prompts all cost the same."""
-        counts = (torch.full_like(log_z, c, dtype=torch.long) for c in (forward, backward, reward_calls))
-        return cls(times, ess, resampled, log_z, *counts, ancestors)
+        rows, back, scored = (torch.full_like(log_z, c, dtype=torch.long) for c in (forward, backward, reward_calls))
+        return cls(times, ess, resampled, log_z, rows, back, scored, ancestors)
 
 
 def normalise(log_w: Tensor) -> Tensor:
@@ -95,9 +95,10 @@ def normalise(log_w: Tensor) -> Tensor:
 
 def ess(log_w: Tensor) -> Tensor:
     """Effective sample size ``(sum w)^2 / sum w^2`` [...] of log-weights [... n], in log space; 0 if all are -inf."""
-    total = log_w.logsumexp(-1)
-    size = torch.exp(2 * total - (2 * log_w).logsumexp(-1))
-    return torch.where(total == -math.inf, 0, size)
+    peak = log_w.amax(-1, keepdim=True)
+    shifted = log_w - torch.where(peak == -math.inf, 0, peak)
+    size = torch.exp(2 * shifted.logsumexp(-1) - (2 * shifted).logsumexp(-1))
+    return torch.where(peak[..., 0] == -math.inf, 0, size)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ def _rows(bad: Tensor) -> str:
     return ", ".join(str(i) for i in bad.any(-1).nonzero().flatten().tolist())
 
 
-def _gather(state: Any, index: Tensor, name: str) -> Any:
+def _gather(state: Any, index: Tensor, name: str) -> Any:  # noqa: ANN401 - the kinds are told apart below
     if isinstance(state, Tensor):
         if state.ndim < 2 or state.shape[0] != index.shape[0]:
             raise ValueError(f"{name} has shape {tuple(state.shape)}; per-particle tensors begin with [p n]")

@@ -1,8 +1,8 @@
 """Steering methods: one published method, one file.
 
-A method is a frozen dataclass and pure: ``m(flow, path, reward, x0 [p n *d], cond=None, *, rng) -> (Particles, Trace)``,
-where the reward takes x1 [p m *d] to [p m]. ``m.with_budget(calls, n)`` is the same method set to spend at most that many
-calls a prompt on n particles; ``m.needs_gradient`` says whether it differentiates the reward.
+A method is a frozen dataclass, pure: ``m(flow, path, reward, x0 [p n *d], cond=None, *, rng) -> (Particles, Trace)``,
+where the reward takes x1 [p m *d] to [p m]. ``m.with_budget(calls, n)`` is the same method set to spend at most that
+many calls a prompt on n particles; ``m.needs_gradient`` says whether it differentiates the reward.
 """
 
 from typing import ClassVar, Protocol

@@ -46,6 +46,7 @@ class BestOfN:
     def __post_init__(self) -> None:
         check_settings(self.steps, self.temperature)
 
+    @torch.no_grad()
     def __call__(
         self,
         flow: FlowMap,

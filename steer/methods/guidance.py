@@ -6,16 +6,17 @@
         x = beta x1 + alpha z + delta                                           the restart move, shifted
     x1 = X_{t_K,1}(x)                                                           a plain jump: ends stay on the data
 
-It is the guided velocity ``b* = b + eta grad V`` of the tilted law, in a form that stays finite at t = 0 and may take few
-steps. With the damping ``lambda_t = lam / (1 + 2 lam s^2)``, ``lam = strength / temperature`` and
-``s^2 = data_std^2 alpha^2 / (alpha^2 + beta^2 data_std^2)``, the variance of p(x1 | x_t) for data of that width: a steep
-reward cannot push further than the posterior is wide ("Are we really tilting?", arXiv:2606.02884). Guiding through the
-jump with a length tied to the velocity's is from "Flow map reward guidance" (arXiv:2604.27147). The coefficient is ours:
-for S_t = alpha^2 + beta^2 data_std^2,
+It is the guided velocity ``b* = b + eta grad V`` of the tilted law, in a form that stays finite at t = 0 and may take
+few steps. With the damping ``lambda_t = lam / (1 + 2 lam s^2)``, ``lam = strength / temperature`` and
+``s^2 = data_std^2 alpha^2 / (alpha^2 + beta^2 data_std^2)``, the variance of p(x1 | x_t) for data of that width: a
+steep reward cannot push further than the posterior is wide ("Are we really tilting?", arXiv:2606.02884). Guiding
+through the jump with a length tied to the velocity's is from "Flow map reward guidance" (arXiv:2604.27147). The
+coefficient is ours: for S_t = alpha^2 + beta^2 data_std^2,
 
     c = sqrt(S_t') (first step),  c = (sqrt(S_t') - beta_t' data_std) sqrt(S_t) (later: what renoising made it forget),
 
-so that for Gaussian data of that width, a linear reward, damping off and no bound, the tilted law is met exactly at any K.
+so that for Gaussian data of that width, a linear reward, no damping and no bound, the tilted law is met exactly at any
+K.
 """
 
 import math
@@ -82,6 +83,7 @@ class Guidance:
         if self.weights not in ("uniform", "path"):
             raise ValueError(f"weights must be 'uniform' or 'path', got {self.weights!r}")
 
+    @torch.no_grad()
     def __call__(
         self,
         flow: FlowMap,
@@ -133,7 +135,7 @@ class Guidance:
             x = x.detach().requires_grad_()
             x1 = jump(Batched(flow), x, t, 1.0, cond)
             r = reward(x1)
-            rewards = check_rewards(r, x.shape[:2], x.dtype)
+            rewards = check_rewards(r, (x.shape[0], x.shape[1]), x.dtype)
             if not rewards.requires_grad:
                 raise ValueError("Guidance needs a reward that torch can differentiate, this one is not; use SMC")
             accepted = torch.where(rewards == -math.inf, 0, rewards)
@@ -143,7 +145,7 @@ class Guidance:
     def _push(
         self, path: Interpolant, x: Tensor, x1: Tensor, gradient: Tensor, t: float, after: float, *, first: bool
     ) -> Tensor:
-        """delta [p n *d], the shift of the restart move from t to after."""
+        """Delta [p n *d], the shift of the restart move from t to after."""
         spread, spread_after = (math.hypot(path.alpha(u), path.beta(u) * self.data_std) for u in (t, after))
         size = spread_after if first else (spread_after - path.beta(after) * self.data_std) * spread
         delta = size * self._lam(path, t) * gradient

@@ -8,10 +8,10 @@
         x_{t_{k+1}} = beta x1 + alpha z                                         free: shares the call
 
 Under an exact map x1 has the law of the data at every k, so the weights are exact and E[Z_hat] = E[exp(r/temperature)]
-at any number of steps. Jump and potential share one network call a particle a step. The look-ahead reward of a half-made
-sample is that of "Test-time scaling of diffusions with flow maps" (arXiv:2511.22688), the weights those of "A general
-framework for inference-time scaling and steering of diffusion models" (arXiv:2501.06848), potential "difference"; here
-weights are kept, not dropped, when no resampling happens.
+at any number of steps. Jump and potential share one network call a particle a step. The look-ahead reward of a
+half-made sample is that of "Test-time scaling of diffusions with flow maps" (arXiv:2511.22688), the weights those of "A
+general framework for inference-time scaling and steering of diffusion models" (arXiv:2501.06848), potential
+"difference"; here weights are kept, not dropped, when no resampling happens.
 """
 
 import math
@@ -43,8 +43,8 @@ from steer.particles import (
 
 
 def ramp(u: float) -> float:
-    """``u^2``: share of the reward that counts after the fraction u of the steps; gentle while ends are uncertain."""
-    return u * u
+    """``u``: an equal part of the reward at each step. As u = (t / last_time)^2, gentle while ends are uncertain."""
+    return u
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class SMC:
         ess_threshold: resample a prompt when its effective sample size is below this share of n; 0 never, 1 always.
         resample: "systematic", "stratified", "multinomial", "residual", or a function of (log_w [p n], rng=...).
         schedule: lambda_k = schedule((k + 1) / K), a rise to schedule(1) = 1.
-        last_time: the times are K equal parts from 0 to here, where the last jump starts. Closer to 1 the particles
-            keep more of what was chosen, and explore less.
+        last_time: where the last jump starts; t_k = last_time sqrt(k / (K - 1)). Closer to 1 the particles keep more of
+            what was chosen, and explore less.
     """
 
     steps: int = 8
@@ -82,8 +82,9 @@ class SMC:
     @property
     def times(self) -> list[float]:
         """t_0 = 0 .. t_{K-1} = last_time."""
-        return [self.last_time * k / max(self.steps - 1, 1) for k in range(self.steps)]
+        return [self.last_time * math.sqrt(k / max(self.steps - 1, 1)) for k in range(self.steps)]
 
+    @torch.no_grad()
     def __call__(
         self,
         flow: FlowMap,
@@ -99,21 +100,20 @@ class SMC:
         x, times, last = x0, self.times, self.steps - 1
         base, ancestors = x0.new_zeros(p, n), torch.arange(n, device=x0.device).expand(p, n)
         log_z, sizes, low = x0.new_zeros(p), [], x0.new_zeros(self.steps, p, dtype=torch.bool)
-        for k, t in enumerate(times):
-            x1 = jump(Batched(flow), x, t, 1.0, cond)
-            rewards = check_rewards(reward(x1), (p, n), x1.dtype)
-            value = self._potential(rewards, k)
+        for k in range(last):
+            x1, _, value = self._look(flow, reward, x, k, cond)
             log_w = value - base
             sizes.append(ess(log_w))
-            if k == last:
-                break
             low[k] = sizes[k] < self.ess_threshold * n
             if low[k].any():
                 log_z = log_z + torch.where(low[k], log_mean_exp(log_w), 0)
                 chosen = self._resample(log_w, low[k], rng)
                 x1, value, base, ancestors = gather((x1, value, base, ancestors), chosen)
                 base = torch.where(low[k, :, None], value, base)
-            x = restart(flow, path, x, t, times[k + 1], cond, rng=rng, x1=x1)
+            x = restart(flow, path, x, times[k], times[k + 1], cond, rng=rng, x1=x1)
+        x1, rewards, value = self._look(flow, reward, x, last, cond)
+        log_w = value - base
+        sizes.append(ess(log_w))
         log_z = log_z + log_mean_exp(log_w)
         calls = n * self.steps
         trace = Trace.counted(torch.tensor(times), torch.stack(sizes), low, log_z, ancestors, calls, reward_calls=calls)
@@ -124,6 +124,12 @@ class SMC:
         if calls < n:
             raise ValueError(f"budget of {calls} calls is too small for {n} particles; the least is {n}")
         return replace(self, steps=calls // n)
+
+    def _look(self, flow: FlowMap, reward: Reward, x: Tensor, k: int, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
+        """The jump to the end x1 [p n *d], its reward and its potential V_k [p n]."""
+        x1 = jump(Batched(flow), x, self.times[k], 1.0, cond)
+        rewards = check_rewards(reward(x1), (x.shape[0], x.shape[1]), x.dtype)
+        return x1, rewards, self._potential(rewards, k)
 
     def _potential(self, rewards: Tensor, k: int) -> Tensor:
         """V_k [p n]: lambda r / temperature; the whole of it at the last step.

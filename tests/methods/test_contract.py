@@ -1,0 +1,182 @@
+"""What every method promises, checked on each of them."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import Counting
+from torch import Tensor
+from torch.testing import assert_close
+
+from steer.analytic import GaussianMixture
+from steer.flow_map import FlowMap
+from steer.interpolants import Interpolant, Linear
+from steer.methods import SMC, BestOfN, Guidance, Method
+
+METHODS: list[Method] = [
+    BestOfN(steps=2),
+    SMC(steps=3),
+    SMC(steps=4, ess_threshold=1.0, resample="residual"),
+    Guidance(steps=2),
+    Guidance(steps=2, weights="path"),
+]
+LOOSE = 1e-5  # these tests are about bookkeeping, a coarse map will do
+
+
+@pytest.fixture(params=METHODS, ids=lambda m: f"{type(m).__name__}-{METHODS.index(m)}")
+def method(request: pytest.FixtureRequest) -> Method:
+    """Each of the methods."""
+    return request.param
+
+
+def slope(x: Tensor) -> Tensor:
+    """A reward that is linear in the first coordinate."""
+    return x[..., 0]
+
+
+def start(p: int = 2, n: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Noise in the plane."""
+    return torch.randn(p, n, 2, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+def seed(s: int = 0) -> torch.Generator:
+    """A generator."""
+    return torch.Generator().manual_seed(s)
+
+
+def test_shapes_weights_and_dtype(
+    method: Method, mixture: GaussianMixture, path: Interpolant, dtype: torch.dtype
+) -> None:
+    out, trace = method(mixture.flow(path, LOOSE), path, slope, start(dtype=dtype), rng=seed())
+    assert out.x.shape == (2, 6, 2) and out.log_w.shape == (2, 6)
+    assert out.x.dtype == out.log_w.dtype == trace.log_z.dtype == dtype
+    assert_close(out.log_w.exp().sum(-1), torch.ones(2, dtype=dtype))
+    assert trace.log_z.shape == trace.calls.shape == (2,) and trace.ancestors.shape == (2, 6)
+    assert trace.ess.shape == trace.resampled.shape == (len(trace.times), 2)
+    assert ((trace.ess >= 0) & (trace.ess <= 6 + 1e-4)).all()
+
+
+def test_rewards_are_those_of_what_is_returned(method: Method, mixture: GaussianMixture) -> None:
+    out, _ = method(mixture.flow(tolerance=LOOSE), Linear(), slope, start(), rng=seed())
+    assert out.rewards is not None
+    assert_close(out.rewards, slope(out.x))
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_calls_are_counted_truly(
+    method: Method, n: int, mixture: GaussianMixture, counting: Callable[[FlowMap], Counting]
+) -> None:
+    flow, scored = counting(mixture.flow(tolerance=LOOSE)), []
+
+    def reward(x: Tensor) -> Tensor:
+        scored.append(x.shape[1])
+        return slope(x)
+
+    _, trace = method(flow, Linear(), reward, start(3, n), rng=seed())
+    assert trace.forward.tolist() == [flow.forward // 3] * 3
+    assert trace.backward.tolist() == [flow.backward // 3] * 3
+    assert trace.reward_calls.tolist() == [sum(scored)] * 3
+    assert (trace.calls == trace.forward + 2 * trace.backward).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 16])
+def test_budget_is_never_overspent_and_mostly_spent(method: Method, n: int, mixture: GaussianMixture) -> None:
+    flow = mixture.flow(tolerance=1e-2)
+    for calls in range(1, 14 * n, max(1, n - 1)):
+        try:
+            within = method.with_budget(calls, n=n)
+        except ValueError as error:
+            least = int(str(error).rsplit(" ", 1)[1])
+            assert calls < least and method.with_budget(least, n=n) is not None
+            continue
+        assert type(within) is type(method)
+        _, trace = within(flow, Linear(), slope, start(1, n), rng=seed())
+        assert calls - 3 * n < int(trace.calls[0]) <= calls
+
+
+def test_budget_keeps_the_other_settings(mixture: GaussianMixture) -> None:
+    assert SMC(temperature=0.3, resample="residual").with_budget(64, n=8) == SMC(8, 0.3, resample="residual")
+    assert Guidance(strength=2.0).with_budget(70, n=10) == Guidance(2, strength=2.0)
+    assert BestOfN(temperature=2.0).with_budget(70, n=10) == BestOfN(7, 2.0)
+
+
+def test_same_seed_same_output(method: Method, mixture: GaussianMixture) -> None:
+    flow = mixture.flow(tolerance=LOOSE)
+    runs = [method(flow, Linear(), slope, start(), rng=seed(7))[0] for _ in range(2)]
+    assert torch.equal(runs[0].x, runs[1].x) and torch.equal(runs[0].log_w, runs[1].log_w)
+
+
+def test_nothing_is_seeded_globally_and_inputs_are_untouched(method: Method, mixture: GaussianMixture) -> None:
+    x0, before = start(), torch.get_rng_state()
+    kept = x0.clone()
+    method(mixture.flow(tolerance=LOOSE), Linear(), slope, x0, rng=seed())
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(x0, kept) and not x0.requires_grad
+
+
+def test_infinite_temperature_gives_equal_weights(method: Method, mixture: GaussianMixture) -> None:
+    hot = type(method)(steps=2, temperature=math.inf)
+    out, _ = hot(mixture.flow(tolerance=LOOSE), Linear(), slope, start(), rng=seed())
+    assert_close(out.log_w.exp(), torch.full((2, 6), 1 / 6).double())
+
+
+def test_steered_rewards_rise(method: Method, mixture: GaussianMixture) -> None:
+    flow, x0 = mixture.flow(tolerance=LOOSE), start(2, 300)
+    plain, _ = BestOfN(temperature=math.inf)(flow, Linear(), slope, x0, rng=seed())
+    out, _ = method(flow, Linear(), slope, x0, rng=seed())
+    assert ((out.log_w.exp() * slope(out.x)).sum(-1) > slope(plain.x).mean(-1) + 0.1).all()
+
+
+def test_some_rejections_are_legal(method: Method, mixture: GaussianMixture) -> None:
+    def half(x: Tensor) -> Tensor:
+        return torch.where(x[..., 1] > 0, x[..., 0], -math.inf)
+
+    out, trace = method(mixture.flow(tolerance=LOOSE), Linear(), half, start(2, 40), rng=seed())
+    assert out.x.isfinite().all() and not out.log_w.isnan().any()
+    assert_close(out.log_w.exp().sum(-1), torch.ones(2).double())
+    if not (isinstance(method, Guidance) and method.weights == "uniform"):
+        assert (out.log_w[out.x[..., 1] <= 0] == -math.inf).all() and trace.log_z.isfinite().all()
+
+
+def test_nan_rewards_raise_and_name_the_prompt(method: Method, mixture: GaussianMixture) -> None:
+    def broken(x: Tensor) -> Tensor:
+        return slope(x) * torch.tensor([[1.0], [math.nan]])
+
+    with pytest.raises(ValueError, match="NaN or .inf for prompt row 1"):
+        method(mixture.flow(tolerance=LOOSE), Linear(), broken, start(), rng=seed())
+
+
+def test_rewards_reduced_over_the_batch_raise(method: Method, mixture: GaussianMixture) -> None:
+    with pytest.raises(ValueError, match="one number a sample"):
+        method(mixture.flow(tolerance=LOOSE), Linear(), lambda x: slope(x).mean(), start(), rng=seed())
+
+
+def test_a_user_s_exception_comes_through_unwrapped(method: Method, mixture: GaussianMixture) -> None:
+    def mine(x: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        method(mixture.flow(tolerance=LOOSE), Linear(), mine, start(), rng=seed())
+
+
+def test_cond_reaches_every_particle_of_its_prompt(method: Method) -> None:
+    def shifted(x: Tensor, s: object, t: object, cond: object = None) -> Tensor:
+        assert isinstance(cond, dict)
+        return 0 * x + cond["to"][:, None]
+
+    cond = {"to": torch.tensor([10.0, -10.0]).double()}
+    out, _ = method(shifted, Linear(), slope, start(), cond, rng=seed())
+    assert (out.x[0] > 0).any() and out.x[0].mean() > out.x[1].mean() + 10
+
+
+@pytest.mark.parametrize("kind", [BestOfN, SMC, Guidance])
+@pytest.mark.parametrize(("kwargs", "match"), [({"steps": 0}, "steps.*got 0"), ({"temperature": -1.0}, "got -1.0")])
+def test_bad_settings_raise(kind: type[Method], kwargs: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        kind(**kwargs)
+
+
+@pytest.mark.parametrize("x0", [torch.zeros(3, 2), torch.zeros(2, 0, 2), torch.zeros(2, 3, 2, dtype=torch.long)])
+def test_what_is_no_noise_raises(method: Method, x0: Tensor, mixture: GaussianMixture) -> None:
+    with pytest.raises(ValueError, match=r"x0 must be floats \[p n \*d\]"):
+        method(mixture.flow(), Linear(), slope, x0, rng=seed())

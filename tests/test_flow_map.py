@@ -1,0 +1,119 @@
+import pytest
+import torch
+from conftest import Counting
+from torch import Tensor
+from torch.testing import assert_close
+
+from steer.analytic import GaussianMixture
+from steer.flow_map import Batched, ClassifierFree, Cond, OdeFlowMap, apply, denoise, jump, score, velocity
+from steer.interpolants import Interpolant, Linear, Time
+
+
+def scaled(x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+    """A flow map whose velocity is the prompt's own number."""
+    assert cond is not None
+    return torch.zeros_like(x) + cond["a"].reshape(-1, *[1] * (x.ndim - 1))
+
+
+def test_jump_is_the_identity_on_the_diagonal(mixture: GaussianMixture, rng: torch.Generator) -> None:
+    x = torch.randn(6, 2, generator=rng, dtype=torch.float64)
+    t = torch.rand(6, generator=rng, dtype=torch.float64)
+    assert torch.equal(jump(mixture.flow(), x, t, t), x)
+
+
+def test_denoise_and_score_of_the_exact_map(mixture: GaussianMixture, path: Interpolant, rng: torch.Generator) -> None:
+    x = torch.randn(6, 2, generator=rng, dtype=torch.float64)
+    assert_close(denoise(mixture.flow(path), path, x, 0.4), mixture.posterior(x, 0.4, path).mean)
+    xs = x.requires_grad_()
+    (exact,) = torch.autograd.grad(mixture.marginal(0.4, path).log_prob(xs).sum(), xs)
+    assert_close(score(mixture.flow(path), path, x, 0.4), exact)
+
+
+def test_apply_calls_once_and_gives_each_prompt_its_own_cond() -> None:
+    flow = Counting(scaled)
+    v = apply(flow, torch.zeros(3, 4, 5), 0.0, 1.0, {"a": torch.tensor([1.0, 2.0, 3.0])})
+    assert flow.calls == 1 and flow.forward == 12
+    assert_close(v, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 4, 5))
+
+
+def test_apply_takes_one_time_a_particle(mixture: GaussianMixture, rng: torch.Generator) -> None:
+    x = torch.randn(2, 3, 2, generator=rng, dtype=torch.float64)
+    t = torch.rand(2, 3, generator=rng, dtype=torch.float64)
+    flow = mixture.flow()
+    each = torch.stack([flow(x[i, j][None], 0.0, float(t[i, j]))[0] for i in range(2) for j in range(3)])
+    assert_close(Batched(flow)(x, 0.0, t), each.view(2, 3, 2), atol=1e-8, rtol=0)
+
+
+def test_apply_rejects_a_cond_of_the_wrong_length() -> None:
+    with pytest.raises(ValueError, match=r"cond\['a'\].*3 prompts"):
+        apply(scaled, torch.zeros(3, 4, 5), 0.0, 1.0, {"a": torch.ones(4)})
+
+
+def test_apply_rejects_a_map_that_changes_the_shape() -> None:
+    with pytest.raises(ValueError, match="flow returned"):
+        apply(lambda x, s, t, cond=None: x.sum(-1), torch.zeros(3, 4, 5), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("scheme", ["midpoint", "heun"])
+def test_ode_flow_map_is_second_order(mixture: GaussianMixture, scheme: str, rng: torch.Generator) -> None:
+    x = torch.randn(64, 2, generator=rng, dtype=torch.float64)
+    exact = jump(mixture.flow(), x, 0.1, 0.8)
+    steps = torch.tensor([16, 32, 64])
+    maps = [OdeFlowMap(lambda x, t, c=None: mixture.velocity(x, t), int(n), scheme) for n in steps]  # pyright: ignore[reportArgumentType]
+    error = torch.stack([(jump(m, x, 0.1, 0.8) - exact).square().mean().sqrt() for m in maps])
+    slope = (error.log().diff() / steps.double().log().diff()).mean()
+    assert -2.3 < slope < -1.7
+
+
+@pytest.mark.parametrize("scheme", ["midpoint", "heun"])
+def test_ode_flow_map_diagonal_is_the_velocity(mixture: GaussianMixture, scheme: str) -> None:
+    field = Counting(lambda x, t, _, c=None: mixture.velocity(x, t))
+    flow = OdeFlowMap(lambda x, t, c=None: field(x, t, t, c), 3, scheme)  # pyright: ignore[reportArgumentType]
+    x = torch.ones(4, 2, dtype=torch.float64)
+    assert_close(velocity(flow, x, 0.5), mixture.velocity(x, 0.5))
+    assert field.calls == 1
+    t = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    assert_close(velocity(flow, x, t), mixture.velocity(x, t))
+    assert torch.equal(jump(flow, x, t, t), x) and field.calls == 1 + 2 * 6
+
+
+def test_ode_flow_map_runs_backwards(mixture: GaussianMixture, rng: torch.Generator) -> None:
+    x = torch.randn(8, 2, generator=rng, dtype=torch.float64)
+    flow = OdeFlowMap(lambda x, t, c=None: mixture.velocity(x, t), 200)
+    assert_close(jump(flow, jump(flow, x, 0.0, 0.9), 0.9, 0.0), x, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("kwargs", "match"), [({"steps": 0}, "steps"), ({"scheme": "euler"}, "scheme")])
+def test_ode_flow_map_settings(kwargs: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        OdeFlowMap(lambda x, t, c=None: x, **kwargs)
+
+
+def test_classifier_free_guidance_extrapolates_the_velocity() -> None:
+    flow = Counting(scaled)
+    guided = ClassifierFree(flow, {"a": torch.tensor([10.0])}, scale=3.0)
+    v = guided(torch.zeros(2, 5), 0.5, {"a": torch.tensor([1.0, 2.0])})
+    assert_close(v[:, 0], torch.tensor([10 + 3 * (1 - 10.0), 10 + 3 * (2 - 10.0)]))
+    assert flow.calls == 1
+
+
+def test_classifier_free_guidance_of_scale_one_is_the_velocity_and_integrates_to_the_map(
+    mixture: GaussianMixture, rng: torch.Generator
+) -> None:
+    x = torch.randn(5, 2, generator=rng, dtype=torch.float64)
+    cond = {"a": torch.zeros(5, 1)}
+    flow = OdeFlowMap(ClassifierFree(mixture.flow(), {"a": torch.zeros(1, 1)}, scale=1.0), 100)
+    assert_close(jump(flow, x, 0.0, 1.0, cond), jump(mixture.flow(), x, 0.0, 1.0), atol=1e-2, rtol=0)
+    t = torch.linspace(0.1, 0.9, 5).double()
+    assert_close(ClassifierFree(mixture.flow(), {"a": torch.zeros(1, 1)})(x, t, cond), mixture.velocity(x, t))
+
+
+def test_classifier_free_guidance_needs_the_same_keys() -> None:
+    with pytest.raises(ValueError, match="keys of null"):
+        ClassifierFree(scaled, {"a": torch.ones(1)})(torch.zeros(2, 5), 0.5, None)
+
+
+def test_linear_flow_of_the_standard_normal_keeps_its_law() -> None:
+    normal = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_close(jump(normal.flow(Linear()), x, 0.0, 1.0), x)
