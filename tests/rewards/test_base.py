@@ -102,6 +102,7 @@ mean = IMAGES.mean((1, 2, 3))
         (SimpleNamespace(score=of_images), mean), (keywords, mean + 1), (late, mean + 1),
         (functools.partial(late, scale=2.0), 2 * mean + 2), (lambda *given: of_both(*given), mean + 1),
         (lambda prompts, pictures: of_both(pictures, prompts), mean + 1), (lambda a, b: of_both(a, b), mean + 1),
+        (lambda image, image_captions: of_both(image, image_captions), mean + 1),
         (lambda x: [picture.mean() for picture in x], mean), (lambda x: tuple(x.mean((1, 2, 3)).tolist()), mean),
         (lambda x: (x.mean((1, 2, 3)).tolist(), None), mean),
         ([["brightness", 0], [of_images, 2]], 2 * mean),
@@ -175,7 +176,8 @@ def test_probing_works_where_gradients_are_off_and_leaves_the_pictures_alone() -
     before = IMAGES.clone()
     with torch.no_grad():
         assert probe_differentiable(rewards.to_reward(of_images), IMAGES, PROMPTS)
-        assert not probe_differentiable(rewards.to_reward(lambda x: x.mul_(2).mean((1, 2, 3))), IMAGES, PROMPTS)
+        for in_place in (lambda x: x.mul_(2).mean((1, 2, 3)), lambda x: x.detach().mul_(2).mean((1, 2, 3))):
+            assert not probe_differentiable(rewards.to_reward(in_place), IMAGES, PROMPTS)
     assert torch.equal(IMAGES, before)
 
 
