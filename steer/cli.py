@@ -124,7 +124,9 @@ def run_bench(overrides: list[str]) -> None:
     tables = run(name, fast=config.fast)
     for title, rows in tables.items():
         _print_table(title, rows)
+    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(_json(tables), folder / f"{name}.json")
+    print(f"wrote {folder / name}.json")
 
 
 def run_list(overrides: list[str]) -> None:
