@@ -40,14 +40,14 @@ def test_backwards_undoes_forwards(law: GaussianMixture, path: Interpolant, rng:
     assert_close(jump(flow, jump(flow, x, 0.0, 1.0), 1.0, 0.0), x, **EXACT)
 
 
-@pytest.mark.parametrize("t", [0.1, 1.0])
+@pytest.mark.parametrize("t", [0.1, 0.7])
 def test_lagrangian_identity(mixture: GaussianMixture, path: Interpolant, t: float, rng: torch.Generator) -> None:
-    """d/dt X_{s,t} = v_{t,t}(X_{s,t}), by forward differentiation, back in time and up to the end."""
+    """d/dt X_{s,t} = v_{t,t}(X_{s,t}), by forward differentiation, both ways in time."""
     check_lagrangian(mixture, path, 0.3, t, rng)
 
 
 def test_lagrangian_identity_on_far_and_narrow_modes(rng: torch.Generator) -> None:
-    check_lagrangian(ring(), Linear(), 0.0, 0.8, rng)
+    check_lagrangian(ring(), Linear(), 0.6, 1.0, rng)
 
 
 def test_lagrangian_identity_on_the_diagonal(law: GaussianMixture, path: Interpolant, rng: torch.Generator) -> None:
@@ -66,7 +66,7 @@ def test_eulerian_identity(index: int, mixture: GaussianMixture, path: Interpola
     """d/ds X_{s,t}(x) + grad X_{s,t} v_{s,s} = 0."""
     x, flow, s = noise(32, rng), laws(mixture)[index].flow(path), torch.tensor(0.3, dtype=torch.float64)
     direction = velocity(flow, x, 0.3)
-    _, change = torch.func.jvp(lambda s, x: jump(flow, x, s, 0.9), (s, x), (torch.ones_like(s), direction))
+    _, change = torch.func.jvp(lambda s, x: jump(flow, x, s, 0.6), (s, x), (torch.ones_like(s), direction))
     assert_close(change, torch.zeros_like(x), **EXACT)
 
 
