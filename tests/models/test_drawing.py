@@ -53,7 +53,7 @@ def test_word_states_are_those_of_the_text_tower() -> None:
 
 
 def test_the_judge_knows_samples_of_a_caption(model: Model) -> None:
-    """At 1 and at 4 calls the judge ranks the caption among its five best of 1,954 for a good part of well known ones."""
+    """At 1 and at 4 calls the judge has the caption among its five best of 1,954, for well known ones."""
     data, judge = emoji.load(), rewards.get("clip-judge")
     captions = [
         "red heart",
