@@ -11,6 +11,7 @@ from torch import Tensor
 
 import rewards
 from steer.arguments import Chosen, check_device, check_method, check_numbers, check_prompts, check_reward, choose
+from steer.flow_map import Chunked
 from steer.methods import BestOfN
 from steer.models import Model, load_model
 from steer.particles import Particles
@@ -22,6 +23,7 @@ PLAIN_STEPS = 4  # network calls of an unsteered picture
 ENOUGH = 8  # plain pictures a prompt at least, to measure the spread of their rewards
 SHARE_OF_SPREAD = 0.25
 CHUNK = 128  # pictures decoded and scored at once
+ROWS = 1024  # rows put through the network at once
 
 
 def sample(
@@ -139,7 +141,7 @@ class Problem:
     def run(self, method: Any, x0: Tensor, rng: torch.Generator, tick: Callable[[int], None]) -> tuple[Scored, Spent]:  # noqa: ANN401
         """The method on this problem, with what it spent; `tick(rows)` hears of every network call."""
         flow, start, scoring = Observed(self.model.flow, tick), time.perf_counter(), self.reward_seconds
-        particles, trace = method(flow, self.model.path, self.scores, x0, self.cond, rng=rng)
+        particles, trace = method(Chunked(flow, ROWS), self.model.path, self.scores, x0, self.cond, rng=rng)
         known = self._scored(particles)
         total = time.perf_counter() - start
         seconds = {"network": flow.seconds, "decoding_and_reward": self.reward_seconds - scoring, "total": total}

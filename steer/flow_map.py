@@ -58,28 +58,29 @@ def score(flow: FlowMap, path: Interpolant, x: Tensor, t: Time, cond: Cond = Non
     return score_from_velocity(path, x, velocity(flow, x, t, cond), t)
 
 
-def apply(flow: FlowMap, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
-    """``v_{s,t}`` of particles x [p n *d] with one cond row a prompt: flattens, repeats cond, calls the map once.
-
-    Raises ValueError when a tensor of cond does not have one row a prompt.
-    """
-    p, n = x.shape[:2]
-    s, t = (u.expand(p, n).flatten() if isinstance(u, Tensor) and u.ndim else u for u in (s, t))
-    v = flow(x.flatten(0, 1), s, t, _repeat(cond, p, n))
-    if v.shape != (p * n, *x.shape[2:]):
-        raise ValueError(f"flow returned {tuple(v.shape)} for x of {(p * n, *x.shape[2:])}; return one velocity a row")
-    return v.unflatten(0, (p, n))
-
-
 @dataclass(frozen=True)
-class Batched:
-    """A map over a flat batch, as the map over particles x [p n *d]; its cond has the prompt in front (see `apply`)."""
+class Chunked:
+    """The same map, at most `rows` rows at a time; methods that take a gradient also hold no more than these for it.
+
+    Raises ValueError when rows < 1, and tells to lower it when memory runs out.
+    """
 
     flow: FlowMap
+    rows: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows must be at least 1, got {self.rows}")
 
     def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
-        """v_{s,t}(x) [p n *d]."""
-        return apply(self.flow, x, s, t, cond)
+        """v_{s,t}(x) [b *d]."""
+        if len(x) <= self.rows:
+            return self.flow(x, s, t, cond)
+        return torch.cat([self._part(x, s, t, cond, slice(i, i + self.rows)) for i in range(0, len(x), self.rows)])
+
+    def _part(self, x: Tensor, s: Time, t: Time, cond: Cond, rows: slice) -> Tensor:
+        s, t = (u[rows] if isinstance(u, Tensor) and u.ndim else u for u in (s, t))
+        return self.flow(x[rows], s, t, None if cond is None else {key: c[rows] for key, c in cond.items()})
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,3 @@ class ClassifierFree:
         t = t.repeat(2) if isinstance(t, Tensor) and t.ndim else t
         with_cond, without = velocity(self.flow, torch.cat([x, x]), t, both).chunk(2)
         return without + self.scale * (with_cond - without)
-
-
-def _repeat(cond: Cond, p: int, n: int) -> Cond:
-    if cond is None:
-        return None
-    for key, c in cond.items():
-        if c.ndim == 0 or c.shape[0] != p:
-            raise ValueError(f"cond[{key!r}] has shape {tuple(c.shape)}; its first axis must be the {p} prompts of x")
-    return {key: c.repeat_interleave(n, 0) for key, c in cond.items()}

@@ -55,6 +55,10 @@ class Interpolant(Protocol):
         """Time derivative of ``beta``."""
         ...
 
+    def when(self, ratio: float) -> float:
+        """The time at which ``beta / alpha`` is `ratio` >= 0; the inverse of the signal-to-noise ratio's root."""
+        ...
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -76,6 +80,10 @@ class Linear:
         """``1``."""
         return 0 * t + 1
 
+    def when(self, ratio: float) -> float:
+        """``ratio / (1 + ratio)``."""
+        return _share(ratio)
+
 
 @dataclass(frozen=True)
 class Trigonometric:
@@ -96,6 +104,10 @@ class Trigonometric:
     def dbeta(self, t: T) -> T:
         """``pi/2 cos(pi t / 2)``."""
         return math.pi / 2 * self.alpha(t)
+
+    def when(self, ratio: float) -> float:
+        """``2 / pi arctan(ratio)``."""
+        return 2 / math.pi * math.atan(ratio)
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,10 @@ class VP:
         """``(1-t) / q^3``."""
         return (1 - t) / self._q(t) ** 3
 
+    def when(self, ratio: float) -> float:
+        """``ratio / (1 + ratio)``, as on the linear path."""
+        return _share(ratio)
+
     def _q(self, t: T) -> T:
         return ((1 - t) ** 2 + t**2) ** 0.5  # pyright: ignore[reportReturnType]
 
@@ -137,11 +153,6 @@ def like(t: Time, x: Tensor) -> Tensor:
             f"times of shape {tuple(t.shape)} do not lead x of shape {tuple(x.shape)}; pass a float or [b]"
         )
     return t.to(x).reshape(t.shape + (1,) * (x.ndim - t.ndim))
-
-
-def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal draws in the shape, dtype and device of x; the generator may live on another device."""
-    return torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
 
 
 def interpolate(path: Interpolant, x0: Tensor, x1: Tensor, t: Time) -> Tensor:
@@ -183,6 +194,10 @@ def velocity_from_noise(path: Interpolant, x: Tensor, noise: Tensor, t: Time) ->
 def velocity_from_score(path: Interpolant, x: Tensor, score: Tensor, t: Time) -> Tensor:
     """``b = (dbeta / beta) x + eta s`` with ``eta = alpha Delta / beta``; NaN at t = 0, as from the noise."""
     return velocity_from_noise(path, x, -like(path.alpha(t), x) * score, t)
+
+
+def _share(ratio: float) -> float:
+    return ratio / (1 + ratio) if math.isfinite(ratio) else 1.0
 
 
 def _delta(path: Interpolant, x: Tensor, t: Time) -> Tensor:

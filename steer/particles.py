@@ -1,4 +1,4 @@
-"""Weights: particles, resampling, effective sample size, and what a method reports.
+"""Weights: particles, effective sample size, and what a method reports.
 
 Log-weights everywhere. ``-inf`` means "reject" and is legal, also for most of a row; a row that is all ``-inf`` has
 no distribution and raises, as does NaN. Every tensor here is [p n ...]: p prompts, n particles each.
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 S = TypeVar("S")
-Resample = Callable[..., Tensor]
 Reward = Callable[[Tensor], Tensor]  # x1 [p m *d] -> [p m], higher is better
 
 
@@ -46,6 +45,8 @@ class Trace:
         backward: rows sent back through it for a gradient [p].
         reward_calls: pictures scored [p].
         ancestors: index of the initial particle from which each returned one descends [p n].
+        push: length of the guidance over that of the flow's own move, mean over particles [steps p]; None without a
+            gradient.
     """
 
     times: Tensor
@@ -56,28 +57,12 @@ class Trace:
     backward: Tensor
     reward_calls: Tensor
     ancestors: Tensor
+    push: Tensor | None = None
 
     @property
     def calls(self) -> Tensor:
         """The cost in the unit of budgets [p]: a forward row counts one, a backward row two more."""
         return self.forward + 2 * self.backward
-
-    @classmethod
-    def counted(
-        cls,
-        times: Tensor,
-        ess: Tensor,
-        resampled: Tensor,
-        log_z: Tensor,
-        ancestors: Tensor,
-        forward: int,
-        *,
-        backward: int = 0,
-        reward_calls: int,
-    ) -> "Trace":
-        """A trace whose prompts all cost the same."""
-        rows, back, scored = (torch.full_like(log_z, c, dtype=torch.long) for c in (forward, backward, reward_calls))
-        return cls(times, ess, resampled, log_z, rows, back, scored, ancestors)
 
 
 def normalise(log_w: Tensor) -> Tensor:
@@ -106,54 +91,6 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(-1) - math.log(log_w.shape[-1])
 
 
-def systematic(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
-    """Indices [p n] drawn with one uniform a row; each particle is chosen floor(n w) or ceil(n w) times."""
-    return _invert(log_w, _grid(log_w) + _rand(log_w[:, :1], rng) / log_w.shape[1])
-
-
-def stratified(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
-    """Indices [p n] drawn with one uniform in each of n strata; within two of n w."""
-    return _invert(log_w, _grid(log_w) + _rand(log_w, rng) / log_w.shape[1])
-
-
-def multinomial(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
-    """Indices [p n] drawn independently; the noisiest of the four."""
-    return _invert(log_w, _rand(log_w, rng))
-
-
-def residual(log_w: Tensor, *, rng: torch.Generator) -> Tensor:
-    """Indices [p n]: floor(n w) copies for certain, the rest multinomial on what the floors left.
-
-    Source: "Sequential Monte Carlo methods for dynamic systems" (Liu and Chen, 1998).
-    """
-    n = log_w.shape[1]
-    expected = n * normalise(log_w.double()).exp()
-    copies = expected.floor()
-    left = expected - copies
-    left = torch.where(left.sum(-1, keepdim=True) > 0, left, expected)
-    drawn = _invert(left.log(), _rand(log_w, rng))
-    slots = torch.arange(n, device=log_w.device).expand_as(log_w)
-    certain = torch.searchsorted(copies.cumsum(-1), slots.double().contiguous(), right=True)
-    return torch.where(certain < n, certain, drawn)
-
-
-RESAMPLERS: dict[str, Resample] = {
-    "systematic": systematic,
-    "stratified": stratified,
-    "multinomial": multinomial,
-    "residual": residual,
-}
-
-
-def resampler(name: str | Resample) -> Resample:
-    """The resampling function of that name, or the callable itself; raises ValueError naming the known ones."""
-    if callable(name):
-        return name
-    if name not in RESAMPLERS:
-        raise ValueError(f"resample must be one of {sorted(RESAMPLERS)} or a callable, got {name!r}")
-    return RESAMPLERS[name]
-
-
 def gather(state: S, index: Tensor) -> S:
     """Every per-particle tensor of `state` at index [p m], all together.
 
@@ -169,6 +106,20 @@ def check_settings(steps: int, temperature: float) -> None:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; math.inf ignores the reward")
+
+
+def steps_within(calls: int, n: int, *, a_step: int, besides: int = 0) -> int:
+    """The most steps of n particles that `calls` pay for, where K steps cost ``(K a_step + besides)`` a particle.
+
+    Raises ValueError, naming the least budget, when that is not even one.
+    """
+    steps = (calls // n - besides) // a_step
+    if steps < 1:
+        raise ValueError(
+            f"budget of {calls} calls is too small for {n} particles of this method; the least is "
+            f"{n * (a_step + besides)}"
+        )
+    return steps
 
 
 def check_start(x0: Tensor) -> tuple[int, int]:
@@ -199,23 +150,14 @@ def tempered(r: Tensor, temperature: float) -> Tensor:
     return torch.where(r == -math.inf, r, r / temperature)
 
 
-def _invert(log_w: Tensor, points: Tensor) -> Tensor:
-    """Particle whose share of [0, 1) holds each point; in float64, and never one of weight zero (see below)."""
-    w = normalise(log_w.double()).exp()
-    cdf = w.cumsum(-1)
-    points = (points * cdf[:, -1:]).contiguous()  # the sum may round to less than one
-    index = torch.searchsorted(cdf, points, right=True)  # right: a point on a step belongs to the next, so u = 0 works
-    last = (w > 0).long().cumsum(-1).argmax(-1, keepdim=True)  # the last particle alive, should rounding pass it
-    return index.minimum(last)
+def length(x: Tensor) -> Tensor:
+    """Euclidean norm of each particle of x [p n *d]: [p n 1 ... 1]."""
+    return torch.linalg.vector_norm(x.flatten(2), dim=-1).reshape(x.shape[:2] + (1,) * (x.ndim - 2))
 
 
-def _grid(log_w: Tensor) -> Tensor:
-    n = log_w.shape[1]
-    return torch.arange(n, device=log_w.device, dtype=torch.float64) / n
-
-
-def _rand(shape_of: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.rand(shape_of.shape, generator=rng, device=rng.device, dtype=torch.float64).to(shape_of.device)
+def bounded(x: Tensor, bound: Tensor) -> Tensor:
+    """X [p n *d], each particle shortened to the length `bound` [p n 1 ... 1] where it is longer."""
+    return x * (bound / length(x).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
 
 
 def _rows(bad: Tensor) -> str:

@@ -4,29 +4,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Time
 
-ROWS = 1024  # more are put through the network one part after the other, for the sake of memory
-
 
 class Observed:
-    """The same flow map, in parts of bounded size; tells `tick` the rows of each, and adds up the seconds spent."""
+    """The same flow map; tells `tick` the rows of each call, and adds up the seconds spent."""
 
     def __init__(self, flow: FlowMap, tick: Callable[[int], None]) -> None:
         self.flow, self.tick, self.seconds = flow, tick, 0.0
 
     def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
         """v_{s,t}(x) [b *d]."""
-        return torch.cat([self._part(x, s, t, cond, slice(i, i + ROWS)) for i in range(0, len(x), ROWS)])
-
-    def _part(self, x: Tensor, s: Time, t: Time, cond: Cond, rows: slice) -> Tensor:
         start = time.perf_counter()
-        s, t = (u[rows] if isinstance(u, Tensor) and u.ndim else u for u in (s, t))
-        v = self.flow(x[rows], s, t, None if cond is None else {key: c[rows] for key, c in cond.items()})
+        v = self.flow(x, s, t, cond)
         self.seconds += time.perf_counter() - start
         self.tick(len(v))
         return v

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
-from steer.flow_map import Batched, ClassifierFree, Cond, OdeFlowMap, apply, denoise, jump, score, velocity
+from steer.flow_map import Chunked, ClassifierFree, Cond, OdeFlowMap, denoise, jump, score, velocity
 from steer.interpolants import Interpolant, Linear, Time
 
 
@@ -29,29 +29,24 @@ def test_denoise_and_score_of_the_exact_map(mixture: GaussianMixture, path: Inte
     assert_close(score(mixture.flow(path), path, x, 0.4), exact)
 
 
-def test_apply_calls_once_and_gives_each_prompt_its_own_cond() -> None:
-    flow = Counting(scaled)
-    v = apply(flow, torch.zeros(3, 4, 5), 0.0, 1.0, {"a": torch.tensor([1.0, 2.0, 3.0])})
-    assert flow.calls == 1 and flow.forward == 12
-    assert_close(v, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 4, 5))
+@pytest.mark.parametrize("rows", [1, 4, 5, 100])
+def test_chunks_change_nothing(rows: int, mixture: GaussianMixture, rng: torch.Generator) -> None:
+    """Whatever the size, also with a time and a cond a row."""
+    x, t = torch.randn(9, 2, generator=rng, dtype=torch.float64), torch.rand(9, generator=rng, dtype=torch.float64)
+    cond = {"a": torch.arange(9).double()[:, None]}
+
+    def flow(x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        assert cond is not None
+        return mixture.flow()(x, s, t) + cond["a"]
+
+    counted = Counting(flow)
+    assert_close(Chunked(counted, rows)(x, 0.0, t, cond), flow(x, 0.0, t, cond), atol=1e-9, rtol=0)
+    assert counted.calls == -(-9 // rows) and counted.forward == 9
 
 
-def test_apply_takes_one_time_a_particle(mixture: GaussianMixture, rng: torch.Generator) -> None:
-    x = torch.randn(2, 3, 2, generator=rng, dtype=torch.float64)
-    t = torch.rand(2, 3, generator=rng, dtype=torch.float64)
-    flow = mixture.flow()
-    each = torch.stack([flow(x[i, j][None], 0.0, float(t[i, j]))[0] for i in range(2) for j in range(3)])
-    assert_close(Batched(flow)(x, 0.0, t), each.view(2, 3, 2), atol=1e-8, rtol=0)
-
-
-def test_apply_rejects_a_cond_of_the_wrong_length() -> None:
-    with pytest.raises(ValueError, match=r"cond\['a'\].*3 prompts"):
-        apply(scaled, torch.zeros(3, 4, 5), 0.0, 1.0, {"a": torch.ones(4)})
-
-
-def test_apply_rejects_a_map_that_changes_the_shape() -> None:
-    with pytest.raises(ValueError, match="flow returned"):
-        apply(lambda x, s, t, cond=None: x.sum(-1), torch.zeros(3, 4, 5), 0.0, 1.0)
+def test_chunks_of_nothing_raise() -> None:
+    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
+        Chunked(scaled, 0)
 
 
 @pytest.mark.parametrize("scheme", ["midpoint", "heun"])

@@ -88,10 +88,10 @@ def test_times_that_do_not_lead_x_raise() -> None:
         like(torch.ones(3), torch.ones(4, 2))
 
 
-def test_generator_on_the_cpu_draws_in_the_dtype_of_x(dtype: torch.dtype) -> None:
-    x = torch.zeros(7, 2, dtype=dtype)
-    a, b = (interpolants.randn_like(x, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert a.dtype == dtype and a.shape == x.shape and torch.equal(a, b) and a.std() > 0
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.9, 1.0])
+def test_when_is_the_inverse_of_beta_over_alpha(path: Interpolant, t: float) -> None:
+    ratio = path.beta(t) / path.alpha(t) if t < 1 else math.inf
+    assert path.when(ratio) == pytest.approx(t, abs=1e-12)
 
 
 def test_all_paths_are_values() -> None:

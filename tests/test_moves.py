@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
 from steer.interpolants import Interpolant, Linear
-from steer.moves import ode, renoise, restart, sde
+from steer.moves import Kernel, early_stop, euler_kernel, ode, renoise, restart, restart_kernel, sde, sde_kernel
 
 MOVES = [restart, ode, sde]
 
@@ -86,3 +86,60 @@ def test_renoise_is_the_forward_kernel(path: Interpolant, rng: torch.Generator) 
 def test_sde_rejects(s: float, t: float, churn: float, match: str, mixture: GaussianMixture) -> None:
     with pytest.raises(ValueError, match=match):
         sde(mixture.flow(), Linear(), torch.ones(1, 2), s, t, rng=torch.Generator(), churn=churn)
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.0, 0.4), (0.4, 0.6), (0.5, 1.0)])
+def test_early_stop_draws_the_transition(
+    s: float, t: float, mixture: GaussianMixture, path: Interpolant, rng: torch.Generator
+) -> None:
+    """p(x_t | x_s) of the memoryless process: draw x1 ~ p(x1 | x_s), then the bridge between both views."""
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    n = 3000
+    drawn = early_stop(mixture.flow(path), path, x.expand(n, 2), s, t, rng=rng, steps=40)
+    x1 = mixture.posterior(x, s, path).sample(400_000, rng=rng)[0]
+    wanted = x1
+    if t < 1:
+        old, new = ((path.beta(u) / path.alpha(u)) ** 2 for u in (s, t))
+        z = torch.randn(x1.shape, generator=rng, dtype=torch.float64)
+        seen = (new - old) * x1 + (new - old) ** 0.5 * z + (path.beta(s) / path.alpha(s) ** 2) * x
+        wanted = path.beta(t) * seen / new
+    assert z_score(moments(drawn), moments(wanted).mean(0)) < 4.5
+
+
+def test_early_stop_moves_forward_only(mixture: GaussianMixture, rng: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="moves forward"):
+        early_stop(mixture.flow(), Linear(), torch.ones(1, 2), 0.5, 0.5, rng=rng)
+
+
+def test_short_euler_steps_keep_the_marginals(
+    mixture: GaussianMixture, path: Interpolant, rng: torch.Generator
+) -> None:
+    x, times = mixture.marginal(0.2, path).sample(3000, rng=rng)[None], torch.linspace(0.2, 0.6, 101).tolist()
+    for s, t in zip(times, times[1:], strict=False):
+        x, _ = euler_kernel(mixture.flow(path), path, x, s, t, epsilon=0.5).draw(rng)
+    wanted = moments(mixture.marginal(0.6, path).sample(400_000, rng=rng)).mean(0)
+    assert z_score(moments(x[0]), wanted) < 4.5
+
+
+def test_kernels_are_the_moves(mixture: GaussianMixture, path: Interpolant) -> None:
+    x, flow = torch.ones(1, 5, 2, dtype=torch.float64), mixture.flow(path)
+    seeds = [torch.Generator().manual_seed(1) for _ in range(4)]
+    again, log_w = sde_kernel(flow, path, x, 0.2, 0.6, churn=0.5).draw(seeds[0])
+    assert_close(again, sde(flow, path, x, 0.2, 0.6, rng=seeds[1], churn=0.5))
+    assert (log_w == 0).all()
+    x1 = 2 * x
+    assert_close(restart_kernel(path, x1, 0.6).draw(seeds[2])[0], restart(flow, path, x, 0.2, 0.6, rng=seeds[3], x1=x1))
+
+
+def test_the_weight_of_a_shift_is_exact(rng: torch.Generator) -> None:
+    """E[w f(x)] under the shifted kernel is E[f(x)] under the plain one, and E[w] = 1."""
+    mean = torch.tensor([0.5, -1.0]).double().expand(1, 200_000, 2)
+    x, log_w = Kernel(mean, 0.7).draw(rng, torch.tensor([0.6, -0.3]).double())
+    w = log_w[0].exp()
+    wanted = torch.tensor([1.0, 0.5, -1.0, 0.25 + 0.49]).double()
+    assert z_score(torch.stack([w, w * x[0, :, 0], w * x[0, :, 1], w * x[0, :, 0] ** 2], -1), wanted) < 4
+
+
+def test_a_shift_without_noise_has_no_weight(rng: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="without noise"):
+        Kernel(torch.zeros(1, 2, 2), 0.0).draw(rng, torch.ones(1, 2, 2))

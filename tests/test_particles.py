@@ -3,106 +3,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import z_score
 from torch import Tensor
 from torch.testing import assert_close
 
 from steer import particles
-from steer.particles import RESAMPLERS, Particles, Trace, ess, gather, log_mean_exp, normalise
-
-ALL = pytest.mark.parametrize("name", sorted(RESAMPLERS))
-
-
-def counts(index: Tensor, n: int) -> Tensor:
-    """How often each particle was chosen [p n]."""
-    return torch.nn.functional.one_hot(index, n).sum(-2)
-
-
-def weights(dtype: torch.dtype = torch.float64) -> Tensor:
-    """Two prompts with unequal weights, one of them zero."""
-    return torch.tensor([[0.5, 0.2, 0.0, 0.29, 0.01], [0.0, 0.0, 0.3, 0.3, 0.4]], dtype=dtype)
-
-
-@ALL
-def test_expected_counts_are_n_w(name: str, rng: torch.Generator) -> None:
-    w = weights()
-    drawn = torch.stack([counts(RESAMPLERS[name](w.log(), rng=rng), 5).double() for _ in range(3000)])
-    alive = w > 0
-    assert (drawn[:, ~alive] == 0).all()
-    exact = drawn.std(0) < 1e-9  # systematic and residual may choose a particle a fixed number of times
-    assert_close(drawn.mean(0)[exact & alive], (5 * w)[exact & alive], atol=1e-6, rtol=0)
-    assert z_score(drawn[:, alive & ~exact], (5 * w)[alive & ~exact]) < 4.5
-
-
-@pytest.mark.parametrize(("name", "slack"), [("systematic", 1), ("stratified", 2)])
-def test_counts_stay_close_to_n_w(name: str, slack: int, rng: torch.Generator) -> None:
-    log_w = torch.randn(50, 64, generator=rng).log_softmax(-1)
-    off = counts(RESAMPLERS[name](log_w, rng=rng), 64) - 64 * log_w.exp()
-    assert off.abs().max() < slack
-
-
-def test_residual_keeps_the_floors(rng: torch.Generator) -> None:
-    log_w = torch.randn(50, 64, generator=rng).double().log_softmax(-1)
-    assert (counts(particles.residual(log_w, rng=rng), 64) >= (64 * log_w.exp()).floor()).all()
-
-
-@ALL
-def test_equal_weights_of_systematic_kind_keep_everyone(name: str, rng: torch.Generator) -> None:
-    index = RESAMPLERS[name](torch.zeros(3, 8), rng=rng)
-    assert index.shape == (3, 8)
-    if name in ("systematic", "stratified", "residual"):
-        assert torch.equal(index.sort(-1).values, torch.arange(8).expand(3, 8))
-
-
-class EndOfRange:
-    """Stands where torch.rand stood: every uniform is `value`."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def __call__(self, shape: torch.Size, *, dtype: torch.dtype, **_: object) -> Tensor:
-        """The constant draws."""
-        return torch.full(shape, self.value, dtype=dtype)
-
-
-@ALL
-@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dead_particles_are_never_chosen_at_the_ends(
-    name: str, u: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
-) -> None:
-    """Zero weights at both ends, 0.1 ten times (whose float32 sum ends below one), and the extreme uniforms."""
-    log_w = torch.tensor([[0.0] + [0.1] * 10 + [0.0, 0.0]], dtype=dtype).log()
-    monkeypatch.setattr(torch, "rand", EndOfRange(u))
-    index = RESAMPLERS[name](log_w, rng=rng)
-    assert (log_w[0, index[0]] > -math.inf).all()
-
-
-@ALL
-def test_one_survivor_takes_all(name: str, rng: torch.Generator) -> None:
-    log_w = torch.full((1, 6), -math.inf)
-    log_w[0, 4] = -1e30
-    assert (RESAMPLERS[name](log_w, rng=rng) == 4).all()
-
-
-@ALL
-def test_prompts_do_not_mix(name: str, rng: torch.Generator) -> None:
-    log_w = torch.full((3, 3), -math.inf)
-    log_w[torch.arange(3), torch.tensor([2, 0, 1])] = 0.0
-    assert torch.equal(RESAMPLERS[name](log_w, rng=rng), torch.tensor([[2] * 3, [0] * 3, [1] * 3]))
-
-
-@ALL
-def test_a_row_of_rejections_raises_and_names_the_prompt(name: str, rng: torch.Generator) -> None:
-    log_w = torch.zeros(3, 4)
-    log_w[1] = -math.inf
-    with pytest.raises(ValueError, match="prompt row 1 .*-inf"):
-        RESAMPLERS[name](log_w, rng=rng)
-
-
-def test_unknown_resampler_names_the_known() -> None:
-    with pytest.raises(ValueError, match="'multinomial', 'residual', 'stratified', 'systematic'"):
-        particles.resampler("systemic")
+from steer.particles import Particles, Trace, ess, gather, log_mean_exp, normalise
 
 
 def test_normalise(dtype: torch.dtype) -> None:
@@ -179,8 +84,22 @@ def test_temperature_of_infinity_keeps_rejections() -> None:
 
 
 def test_trace_counts_a_backward_row_as_two() -> None:
-    start = torch.zeros(1, 4)
-    trace = Trace.counted(
-        torch.zeros(1), start[:, :1], start[:, :1].bool(), torch.zeros(3), start, 10, backward=4, reward_calls=10
-    )
-    assert trace.calls.tolist() == [18] * 3 and Particles(start, start).rewards is None
+    start, many = torch.zeros(1, 4), torch.full((3,), 10)
+    trace = Trace(torch.zeros(1), start[:, :1], start[:, :1].bool(), torch.zeros(3), many, many // 2, many, start)
+    assert trace.calls.tolist() == [20] * 3 and Particles(start, start).rewards is None
+
+
+def test_bounded_shortens_what_is_longer() -> None:
+    x = torch.tensor([[[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]]])
+    out = particles.bounded(x, torch.ones(1, 3, 1))
+    assert_close(out, torch.tensor([[[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize(("calls", "steps"), [(40, 3), (39, 2), (16, 1)])
+def test_steps_within_a_budget(calls: int, steps: int) -> None:
+    assert particles.steps_within(calls, 4, a_step=3, besides=1) == steps
+
+
+def test_too_small_a_budget_names_the_least() -> None:
+    with pytest.raises(ValueError, match="budget of 15 calls.*the least is 16"):
+        particles.steps_within(15, 4, a_step=3, besides=1)

@@ -5,11 +5,11 @@ where the reward takes x1 [p m *d] to [p m]. ``m.with_budget(calls, n)`` is the 
 many calls a prompt on n particles; ``m.needs_gradient`` says whether it differentiates the reward.
 """
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
 from steer.methods.best_of_n import BestOfN
@@ -23,11 +23,9 @@ __all__ = ["SMC", "BestOfN", "Guidance", "Method"]
 class Method(Protocol):
     """What every steering method is."""
 
-    needs_gradient: ClassVar[bool]
-
     @property
-    def temperature(self) -> float:
-        """The target is p(x1) exp(reward / temperature)."""
+    def needs_gradient(self) -> bool:
+        """Whether it differentiates the reward."""
         ...
 
     def __call__(
@@ -38,7 +36,7 @@ class Method(Protocol):
         x0: Tensor,
         cond: Cond = None,
         *,
-        rng: torch.Generator,
+        rng: Rng,
     ) -> tuple[Particles, Trace]:
         """Steered particles from the noise x0 [p n *d]."""
         ...

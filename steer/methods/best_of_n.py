@@ -10,20 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steer.flow_map import Batched, Cond, FlowMap, jump
+from steer.draws import Rng
+from steer.flow_map import Cond, FlowMap, jump
 from steer.interpolants import Interpolant
-from steer.particles import (
-    Particles,
-    Reward,
-    Trace,
-    check_rewards,
-    check_settings,
-    check_start,
-    ess,
-    log_mean_exp,
-    normalise,
-    tempered,
-)
+from steer.particles import Particles, Reward, Trace, check_settings, steps_within, tempered
+from steer.population import Population
+from steer.run import Run
 
 
 @dataclass(frozen=True)
@@ -55,29 +47,17 @@ class BestOfN:
         x0: Tensor,
         cond: Cond = None,
         *,
-        rng: torch.Generator,
+        rng: Rng,
     ) -> tuple[Particles, Trace]:
         """Particles and trace of x0 [p n *d]; draws nothing from rng."""
-        p, n = check_start(x0)
-        x = x0
+        run = Run(flow, path, reward, x0, cond, rng=rng)
+        population, x = Population(run, x0), x0
         for k in range(self.steps):
-            x = jump(Batched(flow), x, k / self.steps, (k + 1) / self.steps, cond)
-        rewards = check_rewards(reward(x), (p, n), x.dtype)
-        log_w = tempered(rewards, self.temperature)
-        sizes = torch.cat([log_w.new_full((self.steps - 1, p), n), ess(log_w)[None]])
-        trace = Trace.counted(
-            torch.arange(self.steps) / self.steps,
-            sizes,
-            torch.zeros_like(sizes, dtype=torch.bool),
-            log_mean_exp(log_w),
-            torch.arange(n, device=x.device).expand(p, n),
-            forward=n * self.steps,
-            reward_calls=n,
-        )
-        return Particles(x, normalise(log_w), rewards), trace
+            x = jump(run.flow, x, k / self.steps, (k + 1) / self.steps)
+        rewards = run.rewards(x)
+        population.weigh(tempered(rewards, self.temperature), 1.0)
+        return population.finish(x, rewards)
 
     def with_budget(self, calls: int, n: int = 16) -> "BestOfN":
         """The same method with as many steps as `calls` a prompt pay for; raises ValueError below n calls."""
-        if calls < n:
-            raise ValueError(f"budget of {calls} calls is too small for {n} particles; the least is {n}")
-        return replace(self, steps=calls // n)
+        return replace(self, steps=steps_within(calls, n, a_step=1))

@@ -26,20 +26,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from steer.flow_map import Batched, Cond, FlowMap, jump
-from steer.interpolants import Interpolant, interpolate, randn_like
-from steer.particles import (
-    Particles,
-    Reward,
-    Trace,
-    check_rewards,
-    check_settings,
-    check_start,
-    ess,
-    log_mean_exp,
-    normalise,
-    tempered,
-)
+from steer.draws import Rng
+from steer.flow_map import Cond, FlowMap
+from steer.interpolants import Interpolant
+from steer.lookahead import Jump
+from steer.moves import restart_kernel
+from steer.particles import Particles, Reward, Trace, bounded, check_settings, length, steps_within, tempered
+from steer.population import Population
+from steer.run import Run
 
 
 @dataclass(frozen=True)
@@ -92,79 +86,44 @@ class Guidance:
         x0: Tensor,
         cond: Cond = None,
         *,
-        rng: torch.Generator,
+        rng: Rng,
     ) -> tuple[Particles, Trace]:
         """Particles and trace of x0 [p n *d]; raises ValueError when the reward has no gradient."""
-        p, n = check_start(x0)
-        x, log_w = x0.detach(), x0.new_zeros(p, n)
+        run = Run(flow, path, reward, x0, cond, rng=rng)
+        population, x, push = Population(run, x0), x0.detach(), []
         times = [self.last_time * k / self.steps for k in range(self.steps + 1)]
-        sizes = []
-        for k, (t, after) in enumerate(zip(times, times[1:], strict=False)):
-            x1, gradient = self._look(flow, reward, x, t, cond)
-            delta = self._push(path, x, x1, gradient, t, after, first=k == 0)
-            z = randn_like(x, rng)
-            alpha = path.alpha(after)
-            x = interpolate(path, z, x1, after) + delta
-            log_w = log_w - (delta * z / alpha + delta**2 / (2 * alpha**2)).flatten(2).sum(-1)
-            sizes.append(ess(log_w))
-        x = jump(Batched(flow), x, times[-1], 1.0, cond)
-        rewards = check_rewards(reward(x), (p, n), x.dtype)
-        log_w, log_z = self._weigh(log_w, rewards)
-        trace = Trace.counted(
-            torch.tensor(times),
-            torch.stack([*sizes, ess(log_w)]),
-            torch.zeros(self.steps + 1, p, dtype=torch.bool, device=x.device),
-            log_z,
-            torch.arange(n, device=x.device).expand(p, n),
-            forward=n * (self.steps + 1),
-            backward=n * self.steps,
-            reward_calls=n * (self.steps + 1),
-        )
-        return Particles(x, normalise(log_w), rewards), trace
+        for t, after in zip(times, times[1:], strict=False):
+            look = run.look_gradient(Jump(), x, t)
+            x1 = look.x1[0]
+            delta, ratio = self._push(path, x, x1, look.gradient, t, after)
+            push.append(ratio)
+            x, log_ratio = restart_kernel(path, x1, after).draw(rng, delta)
+            population.weigh(log_ratio if self.weights == "path" else torch.zeros_like(log_ratio), t)
+        last = run.look(Jump(), x, times[-1])
+        rewards = last.rewards[0]
+        gain = tempered(rewards, self.temperature) if self.weights == "path" else torch.zeros_like(rewards)
+        population.weigh(gain, times[-1])
+        push.append(torch.zeros_like(push[0]))
+        return population.finish(last.x1[0], rewards, log_z=self.weights == "path", push=push)
 
     def with_budget(self, calls: int, n: int = 16) -> "Guidance":
         """The same method with as many steps as `calls` a prompt pay for; raises ValueError below 4 n calls."""
-        steps = (calls // n - 1) // 3
-        if steps < 1:
-            raise ValueError(f"budget of {calls} calls is too small to guide {n} particles; the least is {4 * n}")
-        return replace(self, steps=steps)
-
-    def _look(self, flow: FlowMap, reward: Reward, x: Tensor, t: float, cond: Cond) -> tuple[Tensor, Tensor]:
-        """X_{t,1}(x) and the gradient of its reward in x; zero where the reward rejects (-inf)."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            x1 = jump(Batched(flow), x, t, 1.0, cond)
-            r = reward(x1)
-            rewards = check_rewards(r, (x.shape[0], x.shape[1]), x.dtype)
-            if not rewards.requires_grad:
-                raise ValueError("Guidance needs a reward that torch can differentiate, this one is not; use SMC")
-            accepted = torch.where(rewards == -math.inf, 0, rewards)
-            (gradient,) = torch.autograd.grad(accepted.sum(), x)
-        return x1.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+        return replace(self, steps=steps_within(calls, n, a_step=3, besides=1))
 
     def _push(
-        self, path: Interpolant, x: Tensor, x1: Tensor, gradient: Tensor, t: float, after: float, *, first: bool
-    ) -> Tensor:
-        """Delta [p n *d], the shift of the restart move from t to after."""
+        self, path: Interpolant, x: Tensor, x1: Tensor, gradient: Tensor | None, t: float, after: float
+    ) -> tuple[Tensor, Tensor]:
+        """Delta [p n *d], the shift of the restart move from t to after, and its length over the bound's unit [p]."""
         spread, spread_after = (math.hypot(path.alpha(u), path.beta(u) * self.data_std) for u in (t, after))
-        size = spread_after if first else (spread_after - path.beta(after) * self.data_std) * spread
+        size = spread_after if t == 0 else (spread_after - path.beta(after) * self.data_std) * spread
+        assert gradient is not None
         delta = size * self._lam(path, t) * gradient
-        bound = self.max_ratio * (after - t) / (1 - t) * _length(x1 - x)
-        return delta * (bound / _length(delta).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+        unit = (after - t) / (1 - t) * length(x1 - x)
+        ratio = (length(delta) / unit.clamp(min=torch.finfo(x.dtype).tiny)).flatten(1).mean(1)
+        return bounded(delta, self.max_ratio * unit), ratio
 
     def _lam(self, path: Interpolant, t: float) -> float:
         lam = self.strength / self.temperature
         alpha, beta = path.alpha(t), path.beta(t)
         variance = (self.data_std * alpha) ** 2 / (alpha**2 + (beta * self.data_std) ** 2)
         return lam / (1 + 2 * lam * variance) if self.damping else lam
-
-    def _weigh(self, log_w: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
-        if self.weights == "path":
-            log_w = log_w + tempered(rewards, self.temperature)
-            return log_w, log_mean_exp(log_w)
-        return torch.zeros_like(log_w), torch.full_like(log_w[:, 0], math.nan)
-
-
-def _length(x: Tensor) -> Tensor:
-    """Norm of each particle [p n 1 ... 1]."""
-    return torch.linalg.vector_norm(x.flatten(2), dim=-1).reshape(x.shape[:2] + (1,) * (x.ndim - 2))

@@ -1,45 +1,40 @@
-"""Sequential Monte Carlo on the restart chain, with the jump to the end as the look-ahead.
+"""Sequential Monte Carlo: particles that look ahead to the end, are weighed by the reward found there, and resampled.
 
     x_{t_0} ~ N(0, I)
     for k = 0 .. K-1:
-        x1 = X_{t_k,1}(x_{t_k});  V_k = lambda_k r(x1) / temperature            one call
-        log w += V_k - V_{k-1}                                                  telescopes; lambda_{K-1} = 1
-        if ESS(w) < ess_threshold n:  log Z += log mean w;  resample x1 and V;  w = 1
-        x_{t_{k+1}} = beta x1 + alpha z                                         free: shares the call
+        V_k = lambda_k log mean_j exp(r(z_j) / temperature),  z_j the look-ahead from x_{t_k}; V_{K-1} = r / temperature
+        log w += log G_k                                          "difference": G_k = exp(V_k - V_{k-1})
+        if ESS(w) < ess_threshold n:  log Z += log mean w;  resample;  w = 1
+        x_{t_{k+1}} ~ the chain's move from x_{t_k}, with an exact weight if the reward's gradient shifts it
 
-Under an exact map x1 has the law of the data at every k, so the weights are exact and E[Z_hat] = E[exp(r/temperature)]
-at any number of steps. Jump and potential share one network call a particle a step. The look-ahead reward of a
-half-made sample is that of "Test-time scaling of diffusions with flow maps" (arXiv:2511.22688), the weights those of "A
-general framework for inference-time scaling and steering of diffusion models" (arXiv:2501.06848), potential
-"difference"; here weights are kept, not dropped, when no resampling happens.
+The chain's move keeps the marginals of the model and its last one is the jump to the end, so under an exact map
+E[Z_hat] = E[exp(r / temperature)] at any number of steps, whatever look-ahead guides it. By default it is the restart
+chain with the jump: then look-ahead and move share ONE network call a particle a step.
+
+Sources: the look-ahead, "Test-time scaling of diffusions with flow maps" (arXiv:2511.22688); potentials, "A general
+framework for inference-time scaling and steering of diffusion models" (FK steering, arXiv:2501.06848), here with
+weights kept when no resampling happens and an exact last correction; twisting, "Practical and asymptotically exact
+conditional sampling in diffusion models" (TDS, arXiv:2306.17775); tempering, "Test-time alignment of diffusion models
+without reward over-optimization" (DAS, arXiv:2501.05803); the early-stopped chain, "Diamond maps" (arXiv:2602.05993).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from steer.flow_map import Batched, Cond, FlowMap, jump
+from steer.draws import Rng
+from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
-from steer.moves import restart
-from steer.particles import (
-    Particles,
-    Resample,
-    Reward,
-    Trace,
-    check_rewards,
-    check_settings,
-    check_start,
-    ess,
-    gather,
-    log_mean_exp,
-    normalise,
-    resampler,
-    tempered,
-)
+from steer.lookahead import Jump, LookAhead
+from steer.moves import Kernel, early_stop, restart_kernel, sde_kernel
+from steer.particles import Particles, Reward, Trace, check_settings, ess, steps_within
+from steer.population import Population
+from steer.resampling import Resample, resampler
+from steer.run import Look, Run
 
 
 def ramp(u: float) -> float:
@@ -47,18 +42,36 @@ def ramp(u: float) -> float:
     return u
 
 
+@dataclass
+class _Carried:
+    """What a particle carries [p n ...]: all of it is gathered together."""
+
+    x: Tensor
+    x1: Tensor
+    spent: Tensor
+    potential: Tensor
+    gradient: Tensor | None
+
+
 @dataclass(frozen=True)
 class SMC:
-    """Particles that are jumped to the end, weighed by the reward found there, resampled and renoised.
+    """Weighted particles of p(x1) exp(reward / temperature), with log Z; see the module.
 
     Attributes:
-        steps: calls a particle, K.
+        steps: looks ahead, K; by default calls a particle.
         temperature: the target is p(x1) exp(reward / temperature).
         ess_threshold: resample a prompt when its effective sample size is below this share of n; 0 never, 1 always.
-        resample: "systematic", "stratified", "multinomial", "residual", or a function of (log_w [p n], rng=...).
+        resample: "systematic", "stratified", "multinomial", "residual", "ssp", or a function of (log_w [p n], rng=...).
         schedule: lambda_k = schedule((k + 1) / K), a rise to schedule(1) = 1.
         last_time: where the last jump starts; t_k = last_time sqrt(k / (K - 1)). Closer to 1 the particles keep more of
             what was chosen, and explore less.
+        chain: "restart"; "sde": overshoot and renoise by `churn`; "early_stop": p(x_t | x_s) by `inner` steps.
+        lookahead: from `steer.lookahead` or `steer.posterior`.
+        potential: "difference", "rt" (G_k = exp V_k), "max" (exp max_j V_j) or "sum" (exp sum_j V_j), the choices of FK
+            steering; all meet the same law by the last correction, "difference" with the least variance.
+        corrected: False leaves the last correction out: a heuristic that is no tilt, and log_z is NaN.
+        twist: shift the move's mean by ``twist std^2 grad V`` (0: no gradient is taken; needs a chain with noise).
+        tempering: "schedule", or "adaptive": lambda_k as large as keeps the ESS at ess_threshold, each prompt its own.
     """
 
     steps: int = 8
@@ -67,7 +80,14 @@ class SMC:
     resample: str | Resample = "systematic"
     schedule: Callable[[float], float] = ramp
     last_time: float = 0.8
-    needs_gradient: ClassVar[bool] = False
+    chain: Literal["restart", "sde", "early_stop"] = "restart"
+    lookahead: LookAhead = field(default_factory=Jump)
+    potential: Literal["difference", "rt", "max", "sum"] = "difference"
+    corrected: bool = True
+    twist: float = 0.0
+    tempering: Literal["schedule", "adaptive"] = "schedule"
+    churn: float = 1.0
+    inner: int = 2
 
     def __post_init__(self) -> None:
         check_settings(self.steps, self.temperature)
@@ -78,6 +98,18 @@ class SMC:
             raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
         if not math.isclose(self.schedule(1.0), 1.0):
             raise ValueError(f"schedule must end at 1, got schedule(1) = {self.schedule(1.0)}: the whole reward counts")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.twist and self.chain == "early_stop":
+            raise ValueError(
+                f"twist={self.twist}: the chain 'early_stop' has no kernel to shift; use 'restart' or 'sde'"
+            )
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the reward's gradient shifts the moves."""
+        return self.twist != 0
 
     @property
     def times(self) -> list[float]:
@@ -93,60 +125,105 @@ class SMC:
         x0: Tensor,
         cond: Cond = None,
         *,
-        rng: torch.Generator,
+        rng: Rng,
     ) -> tuple[Particles, Trace]:
-        """Particles and trace of x0 [p n *d]."""
-        p, n = check_start(x0)
-        x, times, last = x0, self.times, self.steps - 1
-        base, ancestors = x0.new_zeros(p, n), torch.arange(n, device=x0.device).expand(p, n)
-        log_z, sizes, low = x0.new_zeros(p), [], x0.new_zeros(self.steps, p, dtype=torch.bool)
-        for k in range(last):
-            x1, _, value = self._look(flow, reward, x, k, cond)
-            log_w = value - base
-            sizes.append(ess(log_w))
-            low[k] = sizes[k] < self.ess_threshold * n
-            if low[k].any():
-                log_z = log_z + torch.where(low[k], log_mean_exp(log_w), 0)
-                chosen = self._resample(log_w, low[k], rng)
-                x1, value, base, ancestors = gather((x1, value, base, ancestors), chosen)
-                base = torch.where(low[k, :, None], value, base)
-            x = restart(flow, path, x, times[k], times[k + 1], cond, rng=rng, x1=x1)
-        x1, rewards, value = self._look(flow, reward, x, last, cond)
-        log_w = value - base
-        sizes.append(ess(log_w))
-        log_z = log_z + log_mean_exp(log_w)
-        calls = n * self.steps
-        trace = Trace.counted(torch.tensor(times), torch.stack(sizes), low, log_z, ancestors, calls, reward_calls=calls)
-        return Particles(x1, normalise(log_w), rewards), trace
+        """Particles and trace of x0 [p n *d]; raises ValueError when twisting by a reward without a gradient."""
+        run = Run(flow, path, reward, x0, cond, rng=rng)
+        population = Population(run, x0, self.ess_threshold, self.resample)
+        zero, lam = x0.new_zeros(run.p, run.n), x0.new_zeros(run.p, 1)
+        state = _Carried(x0, x0, zero, torch.full_like(zero, -math.inf) if self.potential == "max" else zero, None)
+        for k, (t, after) in enumerate(zip(self.times, self.times[1:], strict=False)):
+            look = self._look(run, state.x, t)
+            lam = self._lam(k, look.value, state, population, lam)
+            gain = self._gain(floor_rejected(look.value, lam), state)
+            population.weigh(gain, t)
+            state.spent, state.x1 = state.spent + gain, look.x1[0]
+            state.gradient = None if look.gradient is None else lam.reshape(-1, *[1] * (x0.ndim - 1)) * look.gradient
+            state = population.resample(state)
+            state.x, log_ratio = self._move(run, state, t, after)
+            population.log_w = population.log_w + log_ratio
+        last = run.look(Jump(), state.x, self.times[-1], self.temperature)
+        gain = last.value - state.spent if self.corrected else self._gain(last.value, state)
+        population.weigh(gain, self.times[-1])
+        return population.finish(last.x1[0], last.rewards[0], log_z=self.corrected)
 
     def with_budget(self, calls: int, n: int = 16) -> "SMC":
         """The same method with as many steps as `calls` a prompt pay for; raises ValueError below n calls."""
-        if calls < n:
-            raise ValueError(f"budget of {calls} calls is too small for {n} particles; the least is {n}")
-        return replace(self, steps=calls // n)
+        steps_within(calls, n, a_step=1)
+        a_step = self.lookahead.calls * (3 if self.twist else 1) + self._move_calls
+        return replace(self, steps=1 + (calls // n - 1) // a_step)
 
-    def _look(self, flow: FlowMap, reward: Reward, x: Tensor, k: int, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
-        """The jump to the end x1 [p n *d], its reward and its potential V_k [p n]."""
-        x1 = jump(Batched(flow), x, self.times[k], 1.0, cond)
-        rewards = check_rewards(reward(x1), (x.shape[0], x.shape[1]), x.dtype)
-        return x1, rewards, self._potential(rewards, k)
+    @property
+    def _move_calls(self) -> int:
+        if self.chain == "restart":
+            return 0 if isinstance(self.lookahead, Jump) else 1
+        return 1 if self.chain == "sde" else 2 * self.inner
 
-    def _potential(self, rewards: Tensor, k: int) -> Tensor:
-        """V_k [p n]: lambda r / temperature; the whole of it at the last step.
+    def _look(self, run: Run, x: Tensor, t: float) -> Look:
+        look = run.look_gradient if self.twist else run.look
+        return look(self.lookahead, x, t, self.temperature)
 
-        Before that a rejected look-ahead (-inf) keeps the share 1 - lambda of the weight of the row's worst accepted
-        one: its descendants may still be accepted, and killing it now would bias Z downwards.
-        """
-        value = tempered(rewards, self.temperature)
-        lam = 1.0 if k == self.steps - 1 else self.schedule((k + 1) / self.steps)
-        if lam >= 1:
+    def _lam(self, k: int, value: Tensor, state: _Carried, population: Population, before: Tensor) -> Tensor:
+        """lambda_k [p 1]: the schedule's, or the largest that keeps the effective size, by bisection."""
+        if self.tempering == "schedule":
+            return torch.full_like(before, self.schedule((k + 1) / self.steps))
+        wanted = max(self.ess_threshold, 1e-3) * value.shape[1]
+
+        def enough(lam: Tensor) -> Tensor:
+            gain = self._gain(floor_rejected(value, lam), state, peek=True)
+            return ess(population.log_w + gain)[:, None] >= wanted
+
+        low, high = before, torch.ones_like(before)
+        whole = enough(high)
+        for _ in range(24):
+            middle = (low + high) / 2
+            good = enough(middle)
+            low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+        return torch.where(whole, 1, low)
+
+    def _gain(self, value: Tensor, state: _Carried, *, peek: bool = False) -> Tensor:
+        """Log G_k [p n] of the potential, with `state.potential` brought up to date unless it is only a peek."""
+        if self.potential == "difference":
+            return value - state.spent
+        if self.potential == "rt":
             return value
-        rejected = value == -math.inf
-        worst = torch.where(rejected, math.inf, value).amin(-1, keepdim=True)
-        worst = torch.where(worst == math.inf, 0, worst)
-        return torch.where(rejected, lam * worst + math.log1p(-lam), lam * torch.where(rejected, worst, value))
+        seen = torch.maximum(state.potential, value) if self.potential == "max" else state.potential + value
+        if not peek:
+            state.potential = seen
+        return seen
 
-    def _resample(self, log_w: Tensor, low: Tensor, rng: torch.Generator) -> Tensor:
-        """Indices [p n]: redrawn in the rows `low` [p], unchanged in the others."""
-        stay = torch.arange(log_w.shape[1], device=log_w.device).expand_as(log_w)
-        return torch.where(low[:, None], resampler(self.resample)(log_w, rng=rng), stay)
+    def _move(self, run: Run, state: _Carried, t: float, after: float) -> tuple[Tensor, Tensor]:
+        """X at the time after, and the log-weight of its shift [p n]."""
+        if self.chain == "early_stop":
+            moved = early_stop(run.flow, run.path, state.x, t, after, rng=run.rng, steps=self.inner)
+            return moved, torch.zeros_like(state.spent)
+        kernel = self._kernel(run, state, t, after)
+        shift = None if state.gradient is None else self.twist * kernel.std**2 * state.gradient
+        return kernel.draw(run.rng, shift)
+
+    def _kernel(self, run: Run, state: _Carried, t: float, after: float) -> Kernel:
+        if self.chain == "sde":
+            return sde_kernel(run.flow, run.path, state.x, t, after, churn=self.churn)
+        known = isinstance(self.lookahead, Jump)
+        x1 = state.x1 if known else state.x + (1 - t) * run.flow(state.x, t, 1.0)
+        return restart_kernel(run.path, x1, after)
+
+
+_CHOICES = {
+    "chain": ("restart", "sde", "early_stop"),
+    "potential": ("difference", "rt", "max", "sum"),
+    "tempering": ("schedule", "adaptive"),
+}
+
+
+def floor_rejected(value: Tensor, lam: Tensor) -> Tensor:
+    """``lam value`` [p n] for lam [p 1] <= 1, where a rejected look-ahead (-inf) keeps a share of a weight.
+
+    It keeps the share ``1 - lam`` of the weight of the row's worst accepted one: its descendants may still be accepted,
+    and killing it now would bias Z downwards. At lam = 1 it is dead.
+    """
+    rejected = value == -math.inf
+    worst = torch.where(rejected, math.inf, value).amin(-1, keepdim=True)
+    worst = torch.where(worst == math.inf, 0, worst)
+    floor = torch.where(lam < 1, lam * worst + torch.log1p(-lam.clamp(max=1 - 1e-7)), -math.inf)
+    return torch.where(rejected, floor, lam * torch.where(rejected, worst, value))

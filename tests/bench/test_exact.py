@@ -41,9 +41,8 @@ def test_known_mode_weights_of_the_target(rng: torch.Generator) -> None:
 def test_exact_draws_measure_at_the_floor(rng: torch.Generator) -> None:
     problem = ring_problem(4.0)
     x, flat = problem.target.sample(1000, rng=rng)[None], torch.full((1, 1000), -math.log(1000)).double()
-    trace = Trace.counted(
-        torch.zeros(1), torch.full((1, 1), 1000.0), torch.zeros(1, 1), torch.full((1,), 14.861), flat, 0, reward_calls=0
-    )
+    size, none = torch.full((1, 1), 1000.0), torch.zeros(1)
+    trace = Trace(none, size, size > 1e9, torch.full((1,), 14.861), none, none, none, flat)
     result = measure(problem, Particles(x, flat), trace, 2000, rng)
     assert result["sliced_w1"] < 3 * result["floor"] and result["mode_tv"] < 0.05 and result["ess"] == 1
     assert abs(result["log_z_error"]) < 1e-3

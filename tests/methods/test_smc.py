@@ -11,7 +11,7 @@ from steer.flow_map import jump
 from steer.interpolants import Interpolant, Linear
 from steer.methods import SMC
 from steer.moves import restart
-from steer.particles import RESAMPLERS
+from steer.resampling import RESAMPLERS
 
 SLOPE = torch.tensor([1.5, -1.0]).double()
 
