@@ -98,7 +98,8 @@ class Objective:
         self.metric[told.drawings.shape[1] :] = config["stage_weight"]
 
     def weighted(self, error: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        loss = (error.float().square() * self.metric).mean(1)
+        error = error.float() * (1 - t).clamp_min(0.05)[:, None]  # a slope is divided by what is left of the path
+        loss = (error.square() * self.metric).mean(1)
         w = self.weight(s, t).float()
         return ((-w).exp() * loss + w).sum(), loss.detach().mean()
 

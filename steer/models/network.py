@@ -56,12 +56,13 @@ class FlowNetwork(nn.Module):
     """v_{s,t}(x) of flat latents x [b d] on the linear path, told cond = {"words": [b c]}, which `describe` makes of
     words.
 
-    With data of unit variance, I_s has variance q_s = s^2 + (1-s)^2. The network N sees x / sqrt(q_s) and is read as
+    The network predicts where the chord from x would end at time 1: with F its output, told s, t and the words,
 
-        v_{s,t}(x) = (2s - 1) / q_s * x + N(x / sqrt(q_s), s, t, cond) / sqrt(q_s),
+        v_{s,t}(x) = (F(x / sqrt(q_s), s, t, cond) - x) / max(1 - s, 0.05),   q_s = s^2 + (1-s)^2,
 
-    so that X_{0,1}(x) = N is a plain prediction of the data, and at s = 1 nothing is left to predict but the slope
-    (preconditioning of arXiv:2206.00364, for the linear path, where it is a prediction of x1 with a skip).
+    so that X_{s,1}(x) = F and the diagonal's F is E[x1 | x_s]. Data lie on far fewer dimensions than noise: a network
+    of this width can predict x1, and could not predict noise or velocity (Back to basics: let denoising generative
+    models denoise, arXiv:2511.13720).
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class FlowNetwork(nn.Module):
         h = self.enter(x / q.sqrt())
         for block in self.blocks:
             h = block(h, c)
-        return (2 * s[:, None] - 1) / q * x + self.leave(self.norm(h)) / q.sqrt()
+        return (self.leave(self.norm(h)) - x) / (1 - s).clamp_min(0.05)[:, None]
 
     def forward(self, x: Tensor, s: float | Tensor, t: float | Tensor, cond: dict[str, Tensor] | None) -> Tensor:
         """v_{s,t}(x) [b d]; raises ValueError without cond."""

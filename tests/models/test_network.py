@@ -20,12 +20,13 @@ def words(net: FlowNetwork, b: int) -> dict[str, torch.Tensor]:
     return {"words": net.describe(tokens, torch.ones(b, 5, dtype=torch.bool))}
 
 
-def test_at_the_start_of_training_it_is_the_flow_of_unit_gaussian_data() -> None:
+def test_the_output_is_where_the_chord_ends() -> None:
+    """x + (1 - s) v is the network's output, whatever x is added: at the start of training 0, for all s up to .95."""
     net = FlowNetwork(size=20, token_size=8, width=32, depth=2, condition=16, queries=2).double()
     x = torch.randn(3, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for s in (0.0, 0.3, 1.0):
-        q = s**2 + (1 - s) ** 2  # the velocity of N(0, I) to N(0, I): d/ds log sqrt(q) x
-        assert torch.allclose(net(x, s, s, words(net, 3)), (2 * s - 1) / q * x)
+    for s in (0.0, 0.3, 0.95):
+        assert torch.allclose(x + (1 - s) * net(x, s, 1.0, words(net, 3)), torch.zeros_like(x), atol=1e-12)
+    assert torch.allclose(net(x, 1.0, 1.0, words(net, 3)), -x / 0.05)  # finite at the end of the path
 
 
 def test_padding_is_not_read() -> None:
