@@ -8,6 +8,7 @@ over the batch, no weight, no device inside. -inf means "reject". Three optional
     cost            the price of one picture, in forward passes of the model that is steered; 0: negligible
 """
 
+import warnings
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -101,15 +102,18 @@ def probe_differentiable(reward: Reward, images: Tensor, prompts: list[str]) -> 
     """
     leaf = images.detach().clone().requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of a gradient that is dropped
             scores = reward(leaf, prompts)
             if not (isinstance(scores, Tensor) and scores.requires_grad):
                 return False
             (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
-        return gradient is not None
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        with torch.no_grad():
-            reward(images.detach().clone(), prompts)
-        return False
+        gradient = None
+    else:
+        return gradient is not None
+    with torch.no_grad():  # outside the handler, so that an error here is shown as it is
+        reward(images.detach().clone(), prompts)
+    return False

@@ -194,7 +194,7 @@ def load_clip(name: str = "emoji-clip", pretrained: str | None = None, device: s
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained is None or not Path(pretrained).exists():
             raise ValueError(f"pretrained={pretrained!r} is no tag of {name!r} and no file; known: {', '.join(tags)}")
-    model = open_clip.create_model(known, pretrained=pretrained, device=device)
+    model = open_clip.create_model(known, pretrained=pretrained, device=device, require_pretrained=True)
     look = open_clip.get_model_preprocess_cfg(model)
     size = look["size"][0] if isinstance(look["size"], (tuple, list)) else look["size"]
     tokenize = open_clip.get_tokenizer(known)

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
 
 import torch
 
 import rewards
 from steer import settings
+
+WANTS = ("sample", "best")
 
 
 def check_prompts(prompt: object) -> list[str]:
@@ -65,46 +66,22 @@ def check_method(method: object) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """A method with its settings, its name, and where its temperature comes from ("" until it is measured)."""
-
-    method: Any
-    name: str
-    origin: str
-
-    def at(self, temperature: float, origin: str) -> "Chosen":
-        """The same at another temperature."""
-        return dataclasses.replace(
-            self, method=dataclasses.replace(self.method, temperature=temperature), origin=origin
-        )
-
-
-def choose(
-    method: Any,  # noqa: ANN401 (a name, a method or None)
-    differentiable: bool,
-    reward: rewards.Reward,
-    steps: int | None,
-    temperature: float | None,
-    budget: int | None,
-    n: int,
-) -> Chosen:
-    """The method with everything that was asked of it; it must suit the reward."""
-    if method is None:
-        method = "guidance" if differentiable else "smc"
-    named = isinstance(method, str)
-    name, chosen = (method, settings.build("method", method)) if named else (type(method).__name__, method)
-    if getattr(chosen, "needs_gradient", False) and not differentiable:
+def check_want(want: object) -> None:
+    """A sample of the law, or the best picture."""
+    if want not in WANTS:
         raise ValueError(
-            f"method={name!r} follows the reward's gradient, and reward {rewards.name_of(reward)!r} has none; "
-            "use method='smc' or 'best_of_n', or write the reward in differentiable torch operations"
+            f"want={want!r} must be 'sample' (pictures of the tilted law) or 'best' (the best one that can be found)"
         )
-    fields = {field.name: field for field in dataclasses.fields(chosen)}
-    given = {k: v for k, v in {"steps": steps, "temperature": temperature}.items() if v is not None}
-    for key in given:
-        if key not in fields:
-            raise ValueError(f"{key}={given[key]!r}: method {name!r} has no {key}; leave it out")
-    changed = "temperature" not in fields or chosen.temperature != fields["temperature"].default
-    origin = "given" if temperature is not None else "the method's own" if changed else ""
-    chosen = dataclasses.replace(chosen, **given)
-    return Chosen(chosen.with_budget(budget, n) if budget is not None else chosen, name, origin)
+
+
+def check_compiler(place: torch.device) -> None:
+    """torch.compile, tried on a function of one line: it needs a compiler that torch does not bring along."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(4, device=place))
+    except Exception as error:
+        needs = "Triton and a C compiler" if place.type == "cuda" else "a C++ compiler (g++ or clang++; CXX names it)"
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"compile=True: torch.compile needs {needs}, and does not work here ({cause}); install it, or leave "
+            "compile out"
+        ) from error

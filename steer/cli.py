@@ -18,12 +18,15 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer sample prompt="a house" reward=my_file.py:score    a reward of your own: score(images [b 3 h w]) -> [b]
   steer sample prompt="a house" reward="{clip: 1, redness: 50}" budget=512
   steer sample prompt="a house" method=smc method.ess_threshold=0.8
+  steer sample prompt="a house" want=best budget=256 chunk.decoder=16
   steer sample --help                                      every key, with its default
-  steer bench exact|embedded|overhead [fast=true]          print figures and write them as JSON
+  steer bench exact|embedded|overhead [fast=true]          print figures and write them
   steer list                                               models, methods and rewards by name
 
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
 """
+
+LONG = 200  # rows of a table that is written, but not printed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,8 +115,8 @@ def run_sample(overrides: list[str]) -> None:
 
 
 def run_bench(overrides: list[str]) -> None:
-    """`steer bench NAME`: prints tables, writes NAME.json."""
-    from steer.bench import TABLES, run
+    """`steer bench NAME`: prints tables, writes NAME.json, NAME.csv and, where there is a plot, NAME.png."""
+    from steer.bench import TABLES, as_csv, plot, run
     from steer.samples import check_folder, write_bytes
 
     name, *rest = overrides or [""]
@@ -123,10 +126,16 @@ def run_bench(overrides: list[str]) -> None:
     folder = check_folder(config.out)
     tables = run(name, fast=config.fast)
     for title, rows in tables.items():
-        _print_table(title, rows)
+        if len(rows) <= LONG:
+            _print_table(title, rows)
+        else:
+            print(f"{title}: {len(rows)} rows, in {name}.csv")
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(_json(tables), folder / f"{name}.json")
-    print(f"wrote {folder / name}.json")
+    files = {"json": _json(tables), "csv": as_csv(tables), "png": plot(name, tables)}
+    for kind, content in files.items():
+        if content is not None:
+            write_bytes(content, folder / f"{name}.{kind}")
+    print(f"wrote {folder / name}." + ", .".join(kind for kind, content in files.items() if content is not None))
 
 
 def run_list(overrides: list[str]) -> None:

@@ -10,12 +10,13 @@ a dict of tensors [b ...] or None, and only the model looks inside. See "Flow ma
 "How to build a consistency model: learning flow maps via self-distillation" (arXiv:2505.18825).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from steer.interpolants import Interpolant, Time, data_from_velocity, like, score_from_velocity
 
@@ -84,6 +85,38 @@ class Chunked:
 
 
 @dataclass(frozen=True)
+class Checkpointed:
+    """The same map; what its backward pass needs is computed again there, not kept from the forward pass.
+
+    For gradients through many jumps (`steer.lookahead.Rollout`, `OdeFlowMap`): only x [b *d] is kept of each call, at
+    the price of one more forward pass of every row that is sent back. That pass changes nothing but memory and time,
+    so `Run` counts it in no budget; the report of `steer.sample` names it ("network_recomputed").
+    """
+
+    flow: FlowMap
+
+    def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        """v_{s,t}(x) [b *d]."""
+        if not torch.is_grad_enabled():
+            return self.flow(x, s, t, cond)
+        v: Any = checkpoint(self.flow, x, s, t, cond, use_reentrant=False, preserve_rng_state=False)
+        return v
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The same map, its matrix products in `dtype` (torch.autocast); x, the times and what comes back keep float32."""
+
+    flow: FlowMap
+    dtype: torch.dtype = torch.bfloat16
+
+    def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        """v_{s,t}(x) [b *d] in the dtype of x."""
+        with torch.autocast(x.device.type, self.dtype):
+            return self.flow(x, s, t, cond).to(x.dtype)
+
+
+@dataclass(frozen=True)
 class OdeFlowMap:
     """A plain velocity model as a flow map: ``v_{s,t}`` by `steps` second-order steps from s to t.
 
@@ -146,3 +179,31 @@ class ClassifierFree:
         t = t.repeat(2) if isinstance(t, Tensor) and t.ndim else t
         with_cond, without = velocity(self.flow, torch.cat([x, x]), t, both).chunk(2)
         return without + self.scale * (with_cond - without)
+
+
+def compiled(flow: FlowMap) -> FlowMap:
+    """The same map with its network through `torch.compile`; the wrappers of this file stay around it as they are.
+
+    Compiled once for all numbers of rows, and once more for gradients. Times reach the network as tensors [b], since a
+    float would be compiled anew for each value.
+    """
+    if isinstance(flow, Chunked | Checkpointed | Autocast):
+        return replace(flow, flow=compiled(flow.flow))
+    if isinstance(flow, OdeFlowMap):
+        inner = flow.velocity
+        if isinstance(inner, ClassifierFree):
+            return replace(flow, velocity=replace(inner, flow=compiled(inner.flow)))
+        return replace(flow, velocity=_Compiled(torch.compile(inner, dynamic=True)))
+    return _Compiled(torch.compile(flow, dynamic=True))
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled function of x, one or two times, and cond."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, x: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401 (times, cond)
+        """Its value, given tensors [b] for floats."""
+        times = (x.new_full((), u).expand(len(x)) if isinstance(u, int | float) else u for u in rest)
+        return self.function(x, *times)

@@ -196,6 +196,12 @@ def velocity_from_score(path: Interpolant, x: Tensor, score: Tensor, t: Time) ->
     return velocity_from_noise(path, x, -like(path.alpha(t), x) * score, t)
 
 
+def posterior_variance(path: Interpolant, t: float, data_std: float) -> float:
+    """``(data_std alpha)^2 / (alpha^2 + (beta data_std)^2)``, that of p(x1 | x_t) for data N(m, data_std^2 I)."""
+    alpha, beta = path.alpha(t), path.beta(t)
+    return (data_std * alpha) ** 2 / (alpha**2 + (beta * data_std) ** 2)
+
+
 def _share(ratio: float) -> float:
     return ratio / (1 + ratio) if math.isfinite(ratio) else 1.0
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap, denoise, jump
-from steer.interpolants import Interpolant, Time, like
+from steer.interpolants import Interpolant, Time, like, posterior_variance
 
 
 class LookAhead(Protocol):
@@ -187,17 +187,35 @@ def soft_value(r: Tensor, temperature: float = 1.0, log_w: Tensor | None = None)
     return temperature * (r / temperature + log_share).logsumexp(0)
 
 
+def mean_shift(x1: Tensor, r: Tensor, temperature: float = 1.0, log_w: Tensor | None = None) -> Tensor:
+    """``E[x1 e^{r/T}] / E[e^{r/T}] - E[x1]`` [*b *d] of draws x1 [k *b *d] with rewards r [k *b]: what the tilt adds.
+
+    log_w [k *b]: the draws' weights, if they have any. 0 where all draws are rejected.
+    """
+    plain = torch.zeros_like(r) if log_w is None else log_w
+    gain = torch.where(r == -math.inf, r, r / temperature)
+    tilted = (plain + gain).softmax(0).nan_to_num(0.0)
+    plain = torch.where((tilted.sum(0) > 0), plain.softmax(0), 0)
+    share = (tilted - plain).reshape(r.shape + (1,) * (x1.ndim - r.ndim))
+    return (share * x1).sum(0)
+
+
 def value_score(
     path: Interpolant, x1: Tensor, r: Tensor, t: Time, temperature: float = 1.0, log_w: Tensor | None = None
 ) -> Tensor:
-    """``grad V = beta / alpha^2 (E[x1 e^{r/T}] / E[e^{r/T}] - E[x1])`` [*b *d] of draws x1 [k *b *d], rewards r [k *b].
+    """``grad V = beta / alpha^2 (E[x1 e^{r/T}] / E[e^{r/T}] - E[x1])`` [*b *d], see `mean_shift`; for t < 1.
 
-    Needs no gradient of the reward. Consistent for draws of p(x1 | x_t), log_w [k *b] their weights if they have any;
-    0 where all draws are rejected. For t < 1.
+    Needs no gradient of the reward. Consistent for draws of p(x1 | x_t).
     """
-    plain = torch.zeros_like(r) if log_w is None else log_w
-    tilted = (plain + r / temperature).softmax(0).nan_to_num(0.0)
-    plain = torch.where((tilted.sum(0) > 0), plain.softmax(0), 0)
     alpha, beta = (like(f(t), x1[0]) for f in (path.alpha, path.beta))
-    share = (tilted - plain).reshape(r.shape + (1,) * (x1.ndim - r.ndim))
-    return beta / alpha**2 * (share * x1).sum(0)
+    return beta / alpha**2 * mean_shift(x1, r, temperature, log_w)
+
+
+def damping(path: Interpolant, t: float, lam: float, data_std: float) -> float:
+    """``1 / (1 + 2 lam s^2)``, s^2 the variance of p(x1 | x_t) for data of that width: what a gradient is to lose.
+
+    For a reward -lam |x1 - c|^2 it makes the gradient at one guess of the end that of V_t, exactly for Gaussian data; a
+    steep reward can then push no further than the posterior is wide. Source: "Are we really tilting?"
+    (arXiv:2606.02884).
+    """
+    return 1 / (1 + 2 * lam * posterior_variance(path, t, data_std))

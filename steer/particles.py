@@ -108,6 +108,27 @@ def check_settings(steps: int, temperature: float) -> None:
         raise ValueError(f"temperature must be positive, got {temperature}; math.inf ignores the reward")
 
 
+def check_least(settings: object, **least: float) -> None:
+    """Raises ValueError unless each of these fields is at least its number."""
+    for name, number in least.items():
+        if not getattr(settings, name) >= number:
+            raise ValueError(f"{name} must be at least {number}, got {getattr(settings, name)}")
+
+
+def check_between(settings: object, **ends: tuple[float, float]) -> None:
+    """Raises ValueError unless each of these fields is between its two ends, and neither of them."""
+    for name, (low, high) in ends.items():
+        if not low < getattr(settings, name) < high:
+            raise ValueError(f"{name} must be between {low} and {high}, got {getattr(settings, name)}")
+
+
+def check_choice(settings: object, **known: tuple[str, ...]) -> None:
+    """Raises ValueError unless each of these fields is one of its names."""
+    for name, names in known.items():
+        if getattr(settings, name) not in names:
+            raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(settings, name)!r}")
+
+
 def steps_within(calls: int, n: int, *, a_step: int, besides: int = 0) -> int:
     """The most steps of n particles that `calls` pay for, where K steps cost ``(K a_step + besides)`` a particle.
 
@@ -157,7 +178,18 @@ def length(x: Tensor) -> Tensor:
 
 def bounded(x: Tensor, bound: Tensor) -> Tensor:
     """X [p n *d], each particle shortened to the length `bound` [p n 1 ... 1] where it is longer."""
-    return x * (bound / length(x).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+    return x * (bound / length(x).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1).nan_to_num(1.0)
+
+
+def limited(push: Tensor, unit: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """A push [p n *d] of at most `most` times the length `unit` [p n 1 ... 1], and the times it was before [p]."""
+    unit = unit.clamp(min=torch.finfo(push.dtype).tiny)
+    return bounded(push, most * unit), (length(push) / unit).flatten(1).mean(1)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """X [p n *d], each particle scaled to length one; zero stays zero."""
+    return x / length(x).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _rows(bad: Tensor) -> str:

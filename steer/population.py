@@ -18,7 +18,8 @@ class Population:
     """The log-weights of p x n particles since the last resampling of their prompt.
 
     Weights are carried until a resampling uses them up, at which ``log Z += log mean w``; the last ones are returned.
-    Nothing is ever added twice or dropped.
+    Nothing is ever added twice or dropped. They begin with those of x0, if it has any (`Run.log_w0`); what samples no
+    law (finish(log_z=False)) takes x0 as it is.
 
     Args:
         run: of which this is the population.
@@ -31,7 +32,8 @@ class Population:
         self, run: Run, like: Tensor, ess_threshold: float = 0.5, resample: str | Resample = "systematic"
     ) -> None:
         self.run, self.ess_threshold, self.draw = run, ess_threshold, resampler(resample)
-        self.log_w = like.new_zeros(run.p, run.n)
+        self.start = like.new_zeros(run.p, run.n) if run.log_w0 is None else run.log_w0.to(like)
+        self.log_w = self.start
         self.log_z = like.new_zeros(run.p)
         self.ancestors = torch.arange(run.n, device=like.device).expand(run.p, run.n)
         self.times: list[float] = []
@@ -56,7 +58,7 @@ class Population:
         chosen = torch.arange(self.run.n, device=low.device).repeat(self.run.p, 1)
         chosen[low] = self.draw(self.log_w[low], rng=of_prompts(self.run.rng, low))
         state, self.ancestors = gather((state, self.ancestors), chosen)
-        self.log_w = torch.where(low[:, None], 0, self.log_w)
+        self.log_w, self.start = (torch.where(low[:, None], 0, w) for w in (self.log_w, self.start))
         return state
 
     def finish(
@@ -66,7 +68,8 @@ class Population:
 
         What the reward rejects (-inf) has weight zero, whatever its log-weight; a row of that alone raises ValueError.
         """
-        log_w = self.log_w.masked_fill(rewards == -math.inf, -math.inf)
+        log_w = self.log_w if log_z else self.log_w - self.start
+        log_w = log_w.masked_fill(rewards == -math.inf, -math.inf)
         z = self.log_z + log_mean_exp(log_w)
         trace = self.run.trace(
             self.times,

@@ -169,8 +169,8 @@ class Renoised(_Draws):
     ) -> tuple[Tensor, Tensor | None]:
         """Draws and their log-weights [k *b]; t is a float. At t = 0 the posterior is the law of the data."""
         eps = self._noise(x, rng, noise)
-        if t in (0, 1):
-            return (jump(flow, eps, 0.0, 1.0, cond) if t == 0 else x.expand_as(eps)), None
+        if t in (0, 1):  # at 0 the draws do not depend on x: a gradient of zero, rather than none
+            return (jump(flow, eps, 0.0, 1.0, cond) + 0 * x if t == 0 else x.expand_as(eps)), None
         u = self.back * float(t)
         ratio = path.beta(u) / path.beta(float(t))
         alpha = path.alpha(float(t))

@@ -1,28 +1,36 @@
 """The report of a run: rewards, a reward that was not optimised, costs, survivors, diversity, and warnings in words."""
 
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import rewards
 from steer import __version__, metrics
-from steer.arguments import Chosen
+from steer.choosing import Chosen
+from steer.chunks import Chunks, Within
 from steer.models import Model
 from steer.particles import Trace, ess
 from steer.samples import Samples, finite
 
 JUDGES = {"emoji": "clip-judge"}  # model: the reward that is never optimised, trained for its pictures
 FEW = 0.1  # no more distinct survivors than this share of the particles is a collapse
+LONG = 4.0  # a gradient that asks, in half of the steps, for pushes longer than this many of the flow's moves dwarfs it
 
-Spent = tuple[Trace, dict[str, float]]
+
+class Spent(NamedTuple):
+    """What a run did, its seconds by part, and the rows a prompt computed again for gradients (checkpoint=True)."""
+
+    trace: Trace
+    seconds: dict[str, float]
+    recomputed: float
 
 
 def judge_for(model: Model, score: rewards.Reward, device: torch.device) -> rewards.Reward | None:
-    """The held-out reward, loaded; None for a model without one, and where it is itself what is optimised."""
+    """The held-out reward, loaded; None for a model without one, and where it is part of what is optimised."""
     name = JUDGES.get(model.name)
-    if name is None or name in rewards.name_of(score):
+    if name is None or name in rewards.name_of(score):  # the name of a weighted sum holds those of its parts
         return None
     judge = rewards.get(name)
     if isinstance(judge, rewards.Clip):
@@ -39,6 +47,7 @@ def make_report(
     seed: int,
     plain: Spent,
     steered: Spent,
+    chunks: Chunks,
 ) -> dict[str, Any]:
     """Numbers and words as report.json holds them: strict JSON, None where there is no number."""
     settings = {k: v for k, v in vars(chosen.method).items() if isinstance(v, int | float | str | bool | None)}
@@ -47,15 +56,17 @@ def make_report(
         "model": model.name,
         "method": {"name": chosen.name, **{k: finite(v) for k, v in settings.items()}},
         "temperature": finite(float(getattr(chosen.method, "temperature", float("nan")))),
+        "temperatures": None if chosen.temperatures is None else [finite(t) for t in chosen.temperatures],
         "temperature_origin": chosen.origin,
         "seed": seed,
         "particles": samples.rewards.shape[1],
         "reward": {"name": rewards.name_of(score), **_compare(samples, samples.unsteered_rewards, samples.rewards)},
-        "held_out": _held_out(samples, judge),
-        "survivors": _survivors(samples, steered[0]),
+        "held_out": _held_out(samples, judge, chunks),
+        "survivors": _survivors(samples, steered.trace),
+        "push": _push(steered.trace),
         "diversity": {"unsteered": _diversity(samples.unsteered), "steered": _diversity(samples.images)},
-        "log_z": [finite(z) for z in steered[0].log_z.tolist()],
-        "cost": {"unsteered": _cost(*plain), "steered": _cost(*steered)},
+        "log_z": [finite(z) for z in steered.trace.log_z.tolist()],
+        "cost": {"unsteered": _cost(plain), "steered": _cost(steered)},
         "pictures": {
             "rewards": _rows(samples.rewards),
             "log_weights": _rows(samples.log_w),
@@ -64,7 +75,7 @@ def make_report(
         "versions": {"steer": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(samples.images.device),
     }
-    return report | {"warnings": _warnings(report)}
+    return report | {"warnings": [*chosen.notes, *_warnings(report, chosen)]}
 
 
 def _rows(x: Tensor) -> list[list[float | None]]:
@@ -95,7 +106,7 @@ def _compare(samples: Samples, before: Tensor, after: Tensor) -> dict[str, float
     }
 
 
-def _held_out(samples: Samples, judge: rewards.Reward | None) -> dict[str, Any] | None:
+def _held_out(samples: Samples, judge: rewards.Reward | None, chunks: Chunks) -> dict[str, Any] | None:
     """Scores by the reward that was not optimised, beside those of the plain pictures."""
     if judge is None:
         return None
@@ -103,18 +114,32 @@ def _held_out(samples: Samples, judge: rewards.Reward | None) -> dict[str, Any] 
     prompts = [q for q in samples.prompts for _ in range(n)]
 
     def of(images: Tensor) -> Tensor:
-        return rewards.Chunked(judge, 128)(images.flatten(0, 1), prompts).unflatten(0, images.shape[:2])
+        with Within("reward", chunks.reward):
+            return rewards.Chunked(judge, chunks.reward)(images.flatten(0, 1), prompts).unflatten(0, images.shape[:2])
 
     return {"name": rewards.name_of(judge), **_compare(samples, of(samples.unsteered), of(samples.images))}
 
 
 def _survivors(samples: Samples, trace: Trace) -> dict[str, float]:
-    """Means over prompts of the share of particles that have descendants, and of the weights' effective sample size."""
-    n = samples.log_w.shape[1]
+    """The share of particles that have descendants, and the weights' effective sample size as a share of n.
+
+    Means over prompts, and the least of any prompt.
+    """
+    distinct, effective = metrics.distinct(trace.ancestors), ess(samples.log_w) / samples.log_w.shape[1]
     return {
-        "distinct": metrics.distinct(trace.ancestors).mean().item(),
-        "effective": (ess(samples.log_w) / n).mean().item(),
+        "distinct": distinct.mean().item(),
+        "effective": effective.mean().item(),
+        "least_distinct": distinct.min().item(),
+        "least_effective": effective.min().item(),
     }
+
+
+def _push(trace: Trace) -> float | None:
+    """How often the flow's own move fits into the gradient's push: of its steps' median, that of the worst prompt."""
+    if trace.push is None:
+        return None
+    largest = torch.finfo(trace.push.dtype).max
+    return trace.push.nan_to_num(largest, largest).median(0).values.max().item()
 
 
 def _diversity(images: Tensor) -> float | None:
@@ -123,19 +148,22 @@ def _diversity(images: Tensor) -> float | None:
     return finite(torch.cat(within).mean().item())
 
 
-def _cost(trace: Trace, seconds: dict[str, float]) -> dict[str, Any]:
+def _cost(spent: Spent) -> dict[str, Any]:
     """A prompt's cost: rows through the network forwards and backwards, calls in the budget's unit, pictures scored."""
+    trace = spent.trace
     a_prompt = {
         "network_forward": trace.forward,
         "network_backward": trace.backward,
         "calls": trace.calls,
         "reward_calls": trace.reward_calls,
     }
-    return {k: v.float().mean().item() for k, v in a_prompt.items()} | {"seconds": seconds}
+    means = {k: v.float().mean().item() for k, v in a_prompt.items()}
+    return means | {"network_recomputed": spent.recomputed, "seconds": spent.seconds}
 
 
-def _warnings(report: dict[str, Any]) -> list[str]:
-    reward, held, survivors = report["reward"], report["held_out"], report["survivors"]
+def _warnings(report: dict[str, Any], chosen: Chosen) -> list[str]:
+    """What the user should know of, each with the setting to change."""
+    reward, held = report["reward"], report["held_out"]
     out = []
     if held and _change(reward) > 0 and _change(held) < -(held["error"] or 0):
         out.append(
@@ -143,14 +171,35 @@ def _warnings(report: dict[str, Any]) -> list[str]:
             f"which was not optimised, fell from {held['unsteered']:.3g} to {held['weighted']:.3g}: the reward may be "
             "cheated, or asks for something other than the prompt; raise the temperature"
         )
-    n = report["particles"]
-    if n >= 4 and survivors["distinct"] * n <= max(1.0, FEW * n):
-        out.append(
-            f"the samples descend from {survivors['distinct'] * n:.3g} of {n} particles: raise temperature, n or steps"
-        )
-    if n >= 4 and survivors["effective"] * n < 1.5:
-        out.append("nearly all weight is on one picture: raise temperature or n if a sample of the law is wanted")
+    return out + _collapse(report, chosen) + _overpowered(report["push"], chosen.method)
+
+
+def _collapse(report: dict[str, Any], chosen: Chosen) -> list[str]:
+    """What is wrong with the particles of the worst prompt, where a sample of the law was asked for."""
+    n, survivors = report["particles"], report["survivors"]
+    left, size = survivors["least_distinct"] * n, survivors["least_effective"] * n
+    if n < 4 or chosen.want == "best":
+        return []
+    cures = [name for name in ("temperature", "steps") if hasattr(chosen.method, name)]
+    out = []
+    if left <= max(1.0, FEW * n) + 1e-3:
+        out.append(f"the samples descend from {left:.3g} of {n} particles: raise {' or '.join([*cures, 'n'])}")
+    if size < 1.5:
+        raised = " or ".join([*cures[:1], "n"])
+        out.append(f"nearly all weight is on one picture: raise {raised} if a sample of the law is wanted")
     return out
+
+
+def _overpowered(push: float | None, method: Any) -> list[str]:  # noqa: ANN401
+    """A gradient that dwarfs the velocity."""
+    if push is None or push <= LONG:
+        return []
+    lower = [name for name in ("strength", "rho", "mu", "max_ratio", "twist") if getattr(method, name, None)]
+    cures = ["raise temperature"] * hasattr(method, "temperature") + [f"lower {' or '.join(lower)}"] * bool(lower)
+    return [
+        f"the reward's gradient asks for pushes {push:.3g} times as long as the flow's own moves, which may leave the "
+        f"data: {', or '.join(cures)}"
+    ]
 
 
 def _change(scores: dict[str, Any]) -> float:

@@ -39,6 +39,8 @@ class Run:
     Attributes:
         p, n: prompts, particles a prompt.
         path, rng: as given.
+        log_w0: log-weights [p n] that stand for x0's law against N(0, I), where the reward brings some (its attribute
+            `log_w0`, as of `steer.methods.WarmStart`); None where x0 is plain noise.
         forward, backward, scored: rows put through the flow, sent back through it, and pictures scored [p].
     """
 
@@ -47,6 +49,7 @@ class Run:
     ) -> None:
         self.p, self.n = check_start(x0)
         self.path, self.rng = path, rng
+        self.log_w0: Tensor | None = getattr(reward, "log_w0", None)
         self._flow, self._reward, self._cond, self._axes = flow, reward, cond, x0.ndim - 2
         self._repeated: tuple[tuple[int, int], Cond] = ((0, 0), None)
         self.forward, self.backward, self.scored = (
@@ -84,7 +87,7 @@ class Run:
             if len(rows):
                 s, t = (u[rows] if isinstance(u, Tensor) and u.ndim else u for u in (s, t))
                 part = self._flow(flat[rows], s, t, None if cond is None else {q: c[rows] for q, c in cond.items()})
-                v = v.index_put((rows,), part)
+                v = v.index_put((rows,), part.to(x.dtype))
             count = where.sum(-1)
         else:
             v, count = self._flow(flat, s, t, cond), k * m
@@ -99,7 +102,7 @@ class Run:
                 self.backward += count
 
             v.register_hook(sent_back)
-        return v.reshape(x.shape)
+        return v.to(x.dtype).reshape(x.shape)
 
     def _cond_of(self, k: int, m: int) -> Cond:
         """Cond with one row a particle, kept from call to call."""
@@ -154,18 +157,20 @@ class Run:
             look = self.look(lookahead, part, t, temperature, None if noise is None else noise[:, :, columns])
             return look.value, look
 
-        gradient, looks = self.gradient(value, x)
+        gradient, looks = self.gradient(value, x, draws=lookahead.calls)
         x1, r, v = (torch.cat([getattr(look, f).detach() for look in looks], axis) for f, axis in
                     (("x1", 2), ("rewards", 2), ("value", 1)))  # fmt: skip
         return Look(x1, r, v, gradient)
 
-    def gradient(self, value: Callable[[Tensor, slice], tuple[Tensor, object]], x: Tensor) -> tuple[Tensor, list]:
+    def gradient(
+        self, value: Callable[[Tensor, slice], tuple[Tensor, object]], x: Tensor, draws: int = 1
+    ) -> tuple[Tensor, list]:
         """The gradient [p m *d] in x of ``value(x[:, columns], columns) -> ([p m'], anything)``, chunk by chunk.
 
-        Also a list of what else `value` returned, a chunk each.
+        Also a list of what else `value` returned, a chunk each. `draws`: rows of the flow that it holds for a particle.
         """
         rows = getattr(self._flow, "rows", None)
-        size = x.shape[1] if rows is None else max(1, rows // self.p)
+        size = x.shape[1] if rows is None else max(1, rows // (self.p * max(draws, 1)))
         gradients, others = [], []
         for i in range(0, x.shape[1], size):
             columns = slice(i, i + size)

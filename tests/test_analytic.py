@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture, integrate
-from steer.bench.exact import ring
+from steer.bench.problems import ring
 from steer.flow_map import jump, velocity
 from steer.interpolants import Interpolant, Linear, data_from_velocity
 

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.utils import instantiate
 
-from steer import cli
-from steer.settings import build, names
+from steer import api, cli
+from steer.chunks import Chunks
+from steer.settings import CONFIGS, build, names
 
 SMALL = ["reward=redness", "n=4", "steps=2", "seed=0", "method=smc", "progress=false"]
 
@@ -72,6 +74,42 @@ def test_settings_reach_the_method() -> None:
     assert (method["name"], method["steps"], method["ess_threshold"], method["temperature"]) == ("SMC", 2, 0.25, 3)
 
 
+def test_all_that_sample_takes_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the defaults of the function where nothing is said."""
+    import inspect
+
+    import steer as package
+
+    seen: dict = {}
+
+    def sample(prompt: str, **given: object) -> None:
+        seen.update(given, prompt=prompt)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(package, "sample", sample)
+    asked = ["want=best", "chunk.decoder=16", "compile=true", "checkpoint=true", "budget=64", "device=cpu"]
+    with pytest.raises(ValueError, match="enough"):
+        cli.main(["sample", *asked])
+    parts = {"network": 1024, "decoder": 16, "reward": 128}
+    assert seen == seen | {"want": "best", "chunk": parts, "compile": True, "checkpoint": True, "budget": 64}
+    assert set(seen) == set(inspect.signature(api.sample).parameters)
+    seen.clear()
+    with pytest.raises(ValueError, match="enough"):
+        cli.main(["sample"])
+    defaults = {key: p.default for key, p in inspect.signature(api.sample).parameters.items()}
+    assert Chunks.of(seen["chunk"]) == Chunks()
+    told = set(seen) - {"prompt", "reward", "chunk"}
+    assert {key: seen[key] for key in told} == {key: defaults[key] for key in told}
+
+
+def test_want_chunk_and_checkpoint_as_a_user_gives_them() -> None:
+    given = ["reward=redness", "n=4", "budget=64", "want=best", "chunk={network: 4}", "checkpoint=true", "out=o"]
+    assert cli.main(["sample", "prompt=a fox", "seed=0", "progress=false", *given]) == 0
+    report = json.loads(Path("o/report.json").read_text())
+    assert report["method"]["name"] == "FlowMapGuidance" or report["method"]["name"] == "fmrg_j"
+    assert report["cost"]["steered"]["network_recomputed"] == report["cost"]["steered"]["network_backward"] > 0
+
+
 def test_rewards_with_weights() -> None:
     assert cli.main(["sample", *SMALL[1:], "reward={redness: 2, brightness: -1}", "out=o"]) == 0
     assert json.loads(Path("o/report.json").read_text())["reward"]["name"] == "2 redness + -1 brightness"
@@ -89,6 +127,9 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
         (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
         (["sample", "prompt="], "prompt='' holds an empty text"),
+        (["sample", "want=worst"], "want='worst' must be 'sample'"),
+        (["sample", "chunk=0"], "chunk=0 must be a whole number"),
+        (["sample", "chunk.reward=no"], "chunk={'reward': 'no'} must be"),
         (["sample", "n=0"], "n=0 must be a whole number"),
         (["sample", "n=many"], "n='many' must be a whole number"),
         (["sample", "method=smcc"], "method='smcc' is unknown.*did you mean 'smc'"),
@@ -137,9 +178,15 @@ def test_every_config_composes_and_builds(group: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("method"))
-def test_configs_of_methods_state_their_defaults(name: str) -> None:
-    built = build("method", name)
-    assert built == type(built)(steps=built.steps)
+def test_configs_of_methods_are_of_the_class_and_the_settings_they_state(name: str) -> None:
+    stated, built = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text()), build("method", name)
+    assert stated.pop("_target_") == f"steer.methods.{type(built).__name__}"
+    plain = {key: value for key, value in stated.items() if not isinstance(value, dict)}
+    assert plain == {key: getattr(built, key) for key in plain}
+
+
+def test_no_two_names_mean_the_same_method() -> None:
+    assert len({str(build("method", name)) for name in names("method")}) == len(names("method"))
 
 
 def test_names_are_those_that_the_rewards_package_knows() -> None:

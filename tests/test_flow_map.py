@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import Counting
@@ -5,7 +7,20 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
-from steer.flow_map import Chunked, ClassifierFree, Cond, OdeFlowMap, denoise, jump, score, velocity
+from steer.flow_map import (
+    Autocast,
+    Checkpointed,
+    Chunked,
+    ClassifierFree,
+    Cond,
+    FlowMap,
+    OdeFlowMap,
+    compiled,
+    denoise,
+    jump,
+    score,
+    velocity,
+)
 from steer.interpolants import Interpolant, Linear, Time
 
 
@@ -112,3 +127,49 @@ def test_linear_flow_of_the_standard_normal_keeps_its_law() -> None:
     normal = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert_close(jump(normal.flow(Linear()), x, 0.0, 1.0), x)
+
+
+NULL = {"a": torch.zeros(1, 1)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda flow: flow,
+        lambda flow: Chunked(Checkpointed(flow), 3),
+        lambda flow: OdeFlowMap(lambda x, t, cond: flow(x, t, t, cond), 2),
+        lambda flow: OdeFlowMap(ClassifierFree(flow, NULL, 2.0), 2),
+    ],
+)
+def test_the_network_alone_is_compiled(wrap: Callable[[FlowMap], FlowMap], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, for any number of rows, with times as tensors; the wrappers stay, and so do the values."""
+    made, seen = [], []
+
+    def compile_(function: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+        made.append(dynamic)
+        return lambda x, *rest: seen.append([u.shape for u in rest[:-1]]) or function(x, *rest)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+
+    def flow(x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        s, t = (torch.as_tensor(u, dtype=x.dtype).reshape(-1, 1) for u in (s, t))
+        assert cond is not None
+        return x.sin() * (1 + s) + t + cond["a"]
+
+    x, cond = torch.linspace(-1, 1, 10).view(5, 2), {"a": torch.ones(5, 1)}
+    assert_close(compiled(wrap(flow))(x, 0.2, 0.7, cond), wrap(flow)(x, 0.2, 0.7, cond))
+    assert made == [True] and all(len(shape) == 1 for shapes in seen for shape in shapes) and seen
+
+
+def test_checkpoints_and_autocast_keep_values_and_gradients() -> None:
+    layer = torch.nn.Linear(2, 2)
+
+    def flow(x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        return layer(x).tanh()
+
+    x = torch.linspace(-1, 1, 10).view(5, 2).requires_grad_()
+    (truth,) = torch.autograd.grad(jump(flow, jump(flow, x, 0.0, 0.5), 0.5, 1.0).sum(), x)
+    for wrapped, near in ((Checkpointed(flow), 1e-7), (Autocast(flow), 0.02)):
+        (g,) = torch.autograd.grad(jump(wrapped, jump(wrapped, x, 0.0, 0.5), 0.5, 1.0).sum(), x)
+        assert g.dtype == torch.float32
+        assert_close(g, truth, atol=near, rtol=0)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from steer import interpolants
-from steer.interpolants import VP, Interpolant, Linear, Trigonometric, interpolate, like
+from steer.analytic import GaussianMixture
+from steer.interpolants import VP, Interpolant, Linear, Trigonometric, interpolate, like, posterior_variance
 
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
 
@@ -96,3 +97,10 @@ def test_when_is_the_inverse_of_beta_over_alpha(path: Interpolant, t: float) -> 
 
 def test_all_paths_are_values() -> None:
     assert [type(p)() for p in PATHS] == PATHS and math.isclose(Trigonometric().dbeta(0.0), math.pi / 2)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_posterior_variance_is_that_of_gaussian_data(t: float, path: Interpolant) -> None:
+    law = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 1).double(), torch.full((1, 1, 1), 0.49).double())
+    exact = law.posterior(torch.ones(1, 1).double(), t, path).covs.item()
+    assert posterior_variance(path, t, 0.7) == pytest.approx(exact)

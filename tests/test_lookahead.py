@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
-from steer.interpolants import Interpolant
-from steer.lookahead import Denoiser, Jump, soft_value
+from steer.interpolants import Interpolant, Linear
+from steer.lookahead import Denoiser, Jump, damping, mean_shift, soft_value, value_score
 
 
 @pytest.mark.parametrize("look", [Denoiser(), Jump()])
@@ -56,3 +56,23 @@ def test_soft_value_converges_from_below_to_the_exact_value(mixture: GaussianMix
     r = posterior.sample(64 * 2000, rng=rng)[0].view(2000, 64, 2) @ linear
     values = [soft_value(r[:, :k].T).mean() for k in (1, 4, 64)]
     assert values[0] < values[1] < values[2] and abs(float(values[2] - exact)) < 0.02
+
+
+def test_mean_shift_is_finite_at_pure_noise_where_the_score_vanishes() -> None:
+    x1, r = torch.tensor([[1.0], [3.0], [100.0]])[:, None], torch.tensor([[0.0], [0.0], [-math.inf]])
+    assert_close(mean_shift(x1, r), torch.tensor([[2.0 - 104 / 3]]))
+    assert_close(mean_shift(x1, r, math.inf), mean_shift(x1, r))
+    assert (value_score(Linear(), x1, r, 0.0) == 0).all()
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_damping_makes_a_plug_in_gradient_that_of_the_value(std: float, path: Interpolant) -> None:
+    """For Gaussian data and the reward -lam |x1 - c|^2 at the denoiser's guess, at any time and steepness."""
+    law = GaussianMixture(torch.ones(1).double(), torch.ones(1, 2).double(), std**2 * torch.eye(2).double()[None])
+    centre, x = torch.tensor([3.0, -1.0]).double(), torch.tensor([[0.3, -0.8]]).double().requires_grad_()
+    for t, lam in ((0.2, 0.5), (0.7, 30.0)):
+        post = law.posterior(x, t, path)
+        value = post.tilt(2 * lam * torch.eye(2).double(), 2 * lam * centre)[1] - lam * centre @ centre
+        guess = -lam * (Denoiser()(law.flow(path), path, x, t)[0] - centre).square().sum()
+        exact, plain = (torch.autograd.grad(v.sum(), x)[0] for v in (value, guess))
+        assert_close(exact, damping(path, t, lam, std) * plain)

@@ -103,3 +103,25 @@ def test_steps_within_a_budget(calls: int, steps: int) -> None:
 def test_too_small_a_budget_names_the_least() -> None:
     with pytest.raises(ValueError, match="budget of 15 calls.*the least is 16"):
         particles.steps_within(15, 4, a_step=3, besides=1)
+
+
+def test_limited_bounds_a_push_and_says_how_long_it_was() -> None:
+    push, unit = torch.tensor([[[3.0, 4.0], [0.3, 0.4]]]), torch.tensor([[[2.0], [1.0]]])
+    short, ratio = particles.limited(push, unit, 0.5)
+    assert_close(short, torch.tensor([[[0.6, 0.8], [0.3, 0.4]]]))
+    assert_close(ratio, torch.tensor([1.5]))
+    assert_close(particles.limited(push, 0 * unit, math.inf)[0], push)
+    assert_close(particles.unit_length(push), torch.tensor([[[0.6, 0.8], [0.6, 0.8]]]))
+    assert (particles.unit_length(0 * push) == 0).all()
+
+
+def test_checks_name_the_field_and_its_value() -> None:
+    class Settings:
+        k, kind, share = math.nan, "other", 1.0
+
+    with pytest.raises(ValueError, match="k must be at least 0, got nan"):
+        particles.check_least(Settings(), share=0, k=0)
+    with pytest.raises(ValueError, match="share must be between 0 and 1, got 1.0"):
+        particles.check_between(Settings(), share=(0, 1))
+    with pytest.raises(ValueError, match="kind must be one of this, that, got 'other'"):
+        particles.check_choice(Settings(), kind=("this", "that"))

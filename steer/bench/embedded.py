@@ -1,4 +1,4 @@
-"""The embedded model, judged: retrieval by a held-out CLIP, nearest pictures, steering, diversity, sizes.
+"""The embedded model, judged: retrieval by a held-out CLIP, nearest pictures, steering, all methods, diversity, sizes.
 
 Real pictures are always shown beside samples: no figure means anything without its ceiling.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import rewards
 from steer.api import sample
+from steer.bench.comparison import BUDGETS, compare, score
 from steer.data import emoji
 from steer.methods import BestOfN
 from steer.metrics import diversity
@@ -35,6 +36,7 @@ def run(fast: bool = False) -> dict[str, list[Row]]:
         "retrieval by the judge, among all captions": retrieval(model, spread_captions(few or 200)),
         "one of the 3 nearest pictures has the caption": [nearest(model, spread_captions(few or 128, seed=1))],
         f"steering by clip at {BUDGET} calls a prompt": steering(model, spread_captions(few or 50, seed=2)),
+        **every_method(model, spread_captions(4 if fast else 12, seed=4), BUDGETS[:1] if fast else BUDGETS),
         "diversity, root mean square between pictures": diversities(model, spread_captions(few or 100, seed=3)),
         "autoencoder": [reconstruction(model)],
         "sizes": sizes(model),
@@ -127,8 +129,7 @@ def steering(model: Model, captions: list[str]) -> list[Row]:
     rows: list[Row] = []
     for name, n in PARTICLES.items():
         out = sample(captions, reward="clip", model=model, method=name, n=n, budget=BUDGET, seed=2, progress=False)
-        with torch.no_grad():
-            before, after = (_score(judge, images, captions) for images in (out.unsteered, out.images))
+        before, after = (score(judge, images, captions) for images in (out.unsteered, out.images))
         best = after.gather(1, out.rewards.to(after.device).argmax(1, keepdim=True))[:, 0]
         weighted = (out.log_w.exp() * after).sum(1)
         rows += [] if rows else [{"method": "unsteered", "judge, best": before.mean().item()}]
@@ -142,12 +143,12 @@ def steering(model: Model, captions: list[str]) -> list[Row]:
     return rows
 
 
-def _score(reward: rewards.Reward, images: Tensor, captions: list[str]) -> Tensor:
-    """Scores [p n] of pictures [p n 3 h w]."""
-    p, n = images.shape[:2]
-    texts = [c for c in captions for _ in range(n)]
-    parts = images.flatten(0, 1).split(256)
-    return torch.cat([reward(part, texts[256 * i : 256 * i + len(part)]) for i, part in enumerate(parts)]).view(p, n)
+def every_method(model: Model, captions: list[str], budgets: tuple[int, ...]) -> dict[str, list[Row]]:
+    """All methods with a reward that has a gradient, and those that need none with one that has none."""
+    kinds = {"clip": "all methods", "jpeg-size": "all methods without a gradient"}
+    return {
+        f"all methods, {name}, {of}": compare(model, captions, rewards.get(name), budgets) for name, of in kinds.items()
+    }
 
 
 def diversities(model: Model, captions: list[str]) -> list[Row]:

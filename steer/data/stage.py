@@ -79,9 +79,11 @@ def show(layers: Tensor, stage: Tensor) -> Tensor:
     column and shrinkage as in `place`; and a point of the hue plane as in `paint_hue`.
     """
     layers = layers.clamp(0, 1)
-    if bool((stage[:, 6:8].detach().square().sum(1) > 1 / 16).any()):
-        layers = paint_hue(layers, stage[:, 6:8])
-    if bool((stage[:, 3:6].detach().abs() > 0.1).any()):
-        layers = place(layers, soft_threshold(stage[:, 3:6], 0.1) / 0.9)
+    painted = (stage[:, 6:8].detach().square().sum(1) > 1 / 16).nonzero()[:, 0]
+    if len(painted):
+        layers = layers.index_put((painted,), paint_hue(layers[painted], stage[painted, 6:8]))
+    moved = (stage[:, 3:6].detach().abs() > 0.1).any(1).nonzero()[:, 0]
+    if len(moved):  # these alone, since placing a drawing also blurs it: a picture must not depend on its batch
+        layers = layers.index_put((moved,), place(layers[moved], soft_threshold(stage[moved, 3:6], 0.1) / 0.9))
     behind = soft_threshold(stage[:, :3] / 2, 0.04).clamp(-1, 0)
     return (layers[:, :3] + (1 - layers[:, 3:]) * behind[:, :, None, None]).clamp(0, 1)

@@ -12,12 +12,41 @@ from torch import Tensor
 from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
+from steer.methods.beam import Beam
 from steer.methods.best_of_n import BestOfN
 from steer.methods.guidance import Guidance
+from steer.methods.noise_optimisation import NoiseOptimisation
+from steer.methods.noise_search import PathSearch, ZeroOrder
+from steer.methods.noise_smc import NoiseSMC
+from steer.methods.posterior_guidance import PosteriorGuidance
+from steer.methods.reward_guidance import FlowMapGuidance
+from steer.methods.rollover import Rollover
 from steer.methods.smc import SMC
+from steer.methods.tilting import FMTT, FlowMapTilting
+from steer.methods.training_free import TrainingFreeGuidance
+from steer.methods.tree import TreeSearch
+from steer.methods.warm_start import WarmStart
 from steer.particles import Particles, Reward, Trace
 
-__all__ = ["SMC", "BestOfN", "Guidance", "Method"]
+__all__ = [
+    "FMTT",
+    "SMC",
+    "BestOfN",
+    "FlowMapTilting",
+    "Guidance",
+    "Method",
+    "PosteriorGuidance",
+    "FlowMapGuidance",
+    "TrainingFreeGuidance",
+    "Beam",
+    "NoiseOptimisation",
+    "NoiseSMC",
+    "WarmStart",
+    "PathSearch",
+    "Rollover",
+    "TreeSearch",
+    "ZeroOrder",
+]
 
 
 class Method(Protocol):

@@ -29,9 +29,21 @@ from torch import Tensor
 from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
-from steer.lookahead import Jump
+from steer.lookahead import Jump, damping
 from steer.moves import restart_kernel
-from steer.particles import Particles, Reward, Trace, bounded, check_settings, length, steps_within, tempered
+from steer.particles import (
+    Particles,
+    Reward,
+    Trace,
+    check_between,
+    check_choice,
+    check_least,
+    check_settings,
+    length,
+    limited,
+    steps_within,
+    tempered,
+)
 from steer.population import Population
 from steer.run import Run
 
@@ -67,15 +79,9 @@ class Guidance:
 
     def __post_init__(self) -> None:
         check_settings(self.steps, self.temperature)
-        for name in ("strength", "max_ratio"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 < self.data_std < math.inf:
-            raise ValueError(f"data_std must be positive, got {self.data_std}")
-        if not 0 < self.last_time < 1:
-            raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
-        if self.weights not in ("uniform", "path"):
-            raise ValueError(f"weights must be 'uniform' or 'path', got {self.weights!r}")
+        check_least(self, strength=0, max_ratio=0)
+        check_between(self, data_std=(0, math.inf), last_time=(0, 1))
+        check_choice(self, weights=("uniform", "path"))
 
     @torch.no_grad()
     def __call__(
@@ -119,11 +125,8 @@ class Guidance:
         assert gradient is not None
         delta = size * self._lam(path, t) * gradient
         unit = (after - t) / (1 - t) * length(x1 - x)
-        ratio = (length(delta) / unit.clamp(min=torch.finfo(x.dtype).tiny)).flatten(1).mean(1)
-        return bounded(delta, self.max_ratio * unit), ratio
+        return limited(delta, unit, self.max_ratio)
 
     def _lam(self, path: Interpolant, t: float) -> float:
         lam = self.strength / self.temperature
-        alpha, beta = path.alpha(t), path.beta(t)
-        variance = (self.data_std * alpha) ** 2 / (alpha**2 + (beta * self.data_std) ** 2)
-        return lam / (1 + 2 * lam * variance) if self.damping else lam
+        return lam * damping(path, t, lam, self.data_std) if self.damping else lam

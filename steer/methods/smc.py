@@ -29,9 +29,9 @@ from torch import Tensor
 from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
-from steer.lookahead import Jump, LookAhead
+from steer.lookahead import Jump, LookAhead, Rollout
 from steer.moves import Kernel, early_stop, restart_kernel, sde_kernel
-from steer.particles import Particles, Reward, Trace, check_settings, ess, steps_within
+from steer.particles import Particles, Reward, Trace, bounded, check_settings, ess, length, steps_within
 from steer.population import Population
 from steer.resampling import Resample, resampler
 from steer.run import Look, Run
@@ -68,10 +68,17 @@ class SMC:
         chain: "restart"; "sde": overshoot and renoise by `churn`; "early_stop": p(x_t | x_s) by `inner` steps.
         lookahead: from `steer.lookahead` or `steer.posterior`.
         potential: "difference", "rt" (G_k = exp V_k), "max" (exp max_j V_j) or "sum" (exp sum_j V_j), the choices of FK
-            steering; all meet the same law by the last correction, "difference" with the least variance.
-        corrected: False leaves the last correction out: a heuristic that is no tilt, and log_z is NaN.
+            steering; all meet the same law by the last correction, "difference" with the least variance; of the others
+            the weights have heavy tails after some ten steps or more.
+        corrected: False leaves the last correction out: a heuristic that is no tilt, and log_z is NaN. ("difference"
+            needs none.)
         twist: shift the move's mean by ``twist std^2 grad V`` (0: no gradient is taken; needs a chain with noise).
-        tempering: "schedule", or "adaptive": lambda_k as large as keeps the ESS at ess_threshold, each prompt its own.
+        max_ratio: bound on a shift, as a multiple of the length of the flow's own move in the same step; weights stay
+            exact. math.inf for none.
+        tempering: "schedule", or "adaptive": the largest lambda_k >= lambda_{k-1} that keeps the ESS at ess_threshold,
+            each prompt its own, with a resampling after each that is held back so.
+        churn: of the chain "sde", see `steer.moves.sde`.
+        inner: steps of a move of the chain "early_stop", 2 calls each.
     """
 
     steps: int = 8
@@ -85,6 +92,7 @@ class SMC:
     potential: Literal["difference", "rt", "max", "sum"] = "difference"
     corrected: bool = True
     twist: float = 0.0
+    max_ratio: float = 1.0
     tempering: Literal["schedule", "adaptive"] = "schedule"
     churn: float = 1.0
     inner: int = 2
@@ -101,9 +109,13 @@ class SMC:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.twist and self.chain == "early_stop":
+        for name, least in (("twist", 0), ("max_ratio", 0), ("churn", 0), ("inner", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.twist and (self.chain == "early_stop" or (self.chain == "sde" and self.churn == 0)):
             raise ValueError(
-                f"twist={self.twist}: the chain 'early_stop' has no kernel to shift; use 'restart' or 'sde'"
+                f"twist={self.twist}: the chain {self.chain!r} (churn={self.churn}) has no kernel with noise to shift; "
+                "use 'restart', or 'sde' with churn > 0"
             )
 
     @property
@@ -130,7 +142,7 @@ class SMC:
         """Particles and trace of x0 [p n *d]; raises ValueError when twisting by a reward without a gradient."""
         run = Run(flow, path, reward, x0, cond, rng=rng)
         population = Population(run, x0, self.ess_threshold, self.resample)
-        zero, lam = x0.new_zeros(run.p, run.n), x0.new_zeros(run.p, 1)
+        zero, lam, push = x0.new_zeros(run.p, run.n), x0.new_zeros(run.p, 1), []
         state = _Carried(x0, x0, zero, torch.full_like(zero, -math.inf) if self.potential == "max" else zero, None)
         for k, (t, after) in enumerate(zip(self.times, self.times[1:], strict=False)):
             look = self._look(run, state.x, t)
@@ -139,25 +151,46 @@ class SMC:
             population.weigh(gain, t)
             state.spent, state.x1 = state.spent + gain, look.x1[0]
             state.gradient = None if look.gradient is None else lam.reshape(-1, *[1] * (x0.ndim - 1)) * look.gradient
-            state = population.resample(state)
-            state.x, log_ratio = self._move(run, state, t, after)
+            state = population.resample(state, self._threshold)
+            state.x, log_ratio, ratio = self._move(run, state, t, after)
             population.log_w = population.log_w + log_ratio
+            push.append(ratio)
         last = run.look(Jump(), state.x, self.times[-1], self.temperature)
         gain = last.value - state.spent if self.corrected else self._gain(last.value, state)
         population.weigh(gain, self.times[-1])
-        return population.finish(last.x1[0], last.rewards[0], log_z=self.corrected)
+        push.append(zero[:, 0])
+        return population.finish(
+            last.x1[0],
+            last.rewards[0],
+            log_z=self.corrected or self.potential == "difference",
+            push=push if self.twist else None,
+        )
 
     def with_budget(self, calls: int, n: int = 16) -> "SMC":
-        """The same method with as many steps as `calls` a prompt pay for; raises ValueError below n calls."""
-        steps_within(calls, n, a_step=1)
+        """The same method with as many steps as `calls` a prompt pay for.
+
+        Raises ValueError below the cost of one step and, where a step costs more than the jump, of two.
+        """
         a_step = self.lookahead.calls * (3 if self.twist else 1) + self._move_calls
-        return replace(self, steps=1 + (calls // n - 1) // a_step)
+        if a_step == 1:
+            return replace(self, steps=steps_within(calls, n, a_step=1))
+        return replace(self, steps=1 + steps_within(calls, n, a_step=a_step, besides=1))
 
     @property
     def _move_calls(self) -> int:
         if self.chain == "restart":
-            return 0 if isinstance(self.lookahead, Jump) else 1
+            return 0 if self._lands else 1
         return 1 if self.chain == "sde" else 2 * self.inner
+
+    @property
+    def _lands(self) -> bool:
+        """Whether the look-ahead is the jump that the restart chain makes."""
+        return isinstance(self.lookahead, Jump | Rollout)
+
+    @property
+    def _threshold(self) -> float:
+        """Below this share of n is resampled: a little more than what adaptive tempering leaves."""
+        return self.ess_threshold if self.tempering == "schedule" else min(1.0, 1.001 * self.ess_threshold)
 
     def _look(self, run: Run, x: Tensor, t: float) -> Look:
         look = run.look_gradient if self.twist else run.look
@@ -192,20 +225,23 @@ class SMC:
             state.potential = seen
         return seen
 
-    def _move(self, run: Run, state: _Carried, t: float, after: float) -> tuple[Tensor, Tensor]:
-        """X at the time after, and the log-weight of its shift [p n]."""
+    def _move(self, run: Run, state: _Carried, t: float, after: float) -> tuple[Tensor, Tensor, Tensor]:
+        """X at the time after, the log-weight of its shift [p n], and the shift's length before the bound [p]."""
+        zero = torch.zeros_like(state.spent)
         if self.chain == "early_stop":
-            moved = early_stop(run.flow, run.path, state.x, t, after, rng=run.rng, steps=self.inner)
-            return moved, torch.zeros_like(state.spent)
+            return early_stop(run.flow, run.path, state.x, t, after, rng=run.rng, steps=self.inner), zero, zero[:, 0]
         kernel = self._kernel(run, state, t, after)
-        shift = None if state.gradient is None else self.twist * kernel.std**2 * state.gradient
-        return kernel.draw(run.rng, shift)
+        if state.gradient is None:
+            return *kernel.draw(run.rng), zero[:, 0]
+        shift = self.twist * kernel.std**2 * state.gradient
+        unit = ((after - t) / (1 - t) * length(state.x1 - state.x)).clamp(min=torch.finfo(shift.dtype).tiny)
+        ratio = (length(shift) / unit).flatten(1).mean(1)
+        return *kernel.draw(run.rng, bounded(shift, self.max_ratio * unit)), ratio
 
     def _kernel(self, run: Run, state: _Carried, t: float, after: float) -> Kernel:
         if self.chain == "sde":
             return sde_kernel(run.flow, run.path, state.x, t, after, churn=self.churn)
-        known = isinstance(self.lookahead, Jump)
-        x1 = state.x1 if known else state.x + (1 - t) * run.flow(state.x, t, 1.0)
+        x1 = state.x1 if self._lands else state.x + (1 - t) * run.flow(state.x, t, 1.0)
         return restart_kernel(run.path, x1, after)
 
 
@@ -219,11 +255,11 @@ _CHOICES = {
 def floor_rejected(value: Tensor, lam: Tensor) -> Tensor:
     """``lam value`` [p n] for lam [p 1] <= 1, where a rejected look-ahead (-inf) keeps a share of a weight.
 
-    It keeps the share ``1 - lam`` of the weight of the row's worst accepted one: its descendants may still be accepted,
-    and killing it now would bias Z downwards. At lam = 1 it is dead.
+    It keeps the share ``max(1 - lam, .01)`` of the weight of the row's worst accepted one: its descendants may still be
+    accepted, and killing it now would bias Z downwards.
     """
     rejected = value == -math.inf
     worst = torch.where(rejected, math.inf, value).amin(-1, keepdim=True)
     worst = torch.where(worst == math.inf, 0, worst)
-    floor = torch.where(lam < 1, lam * worst + torch.log1p(-lam.clamp(max=1 - 1e-7)), -math.inf)
+    floor = lam * worst + (1 - lam).clamp(min=0.01).log()
     return torch.where(rejected, floor, lam * torch.where(rejected, worst, value))

@@ -78,3 +78,14 @@ def test_the_stage_has_gradients_that_match_differences() -> None:
         difference = (score(stage.detach() + step) - score(stage.detach() - step)) / 2e-5
         assert gradient[0, i].item() == pytest.approx(difference.item(), rel=0.02, abs=0.05)
         assert abs(difference.item()) > 1e-3
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    """Another that is moved or painted does not blur it, nor change its colours."""
+    layers = torch.rand(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    stage = torch.zeros(3, 8)
+    stage[1, 3], stage[2, 6] = 0.5, 1.0
+    together = show(layers, stage)
+    alone = torch.cat([show(layers[i : i + 1], stage[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert torch.allclose(together[0], layers[0, :3], atol=1e-6)

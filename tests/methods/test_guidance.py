@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
-from steer.bench.exact import ring, ring_problem
+from steer.bench.problems import hard_ring, mild_ring, ring
 from steer.interpolants import Interpolant, Linear
 from steer.methods import BestOfN, Guidance
 
@@ -57,8 +57,8 @@ def test_without_strength_it_is_the_plain_model(mixture: GaussianMixture, rng: t
 
 @pytest.mark.parametrize("steepness", [1.0, 4.0])
 def test_rewards_rise_on_the_ring_without_leaving_it(steepness: float, rng: torch.Generator) -> None:
-    problem, x0 = ring_problem(steepness), noise(1, 200, rng)
-    flow = problem.data.flow(tolerance=1e-4)
+    problem, x0 = {1.0: mild_ring, 4.0: hard_ring}[steepness](), noise(1, 200, rng)
+    flow = problem.flow
     plain, _ = BestOfN()(flow, Linear(), problem.reward, x0, rng=rng)
     out, _ = Guidance(6)(flow, Linear(), problem.reward, x0, rng=rng)
     assert out.rewards is not None and plain.rewards is not None
