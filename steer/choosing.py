@@ -14,9 +14,10 @@ def ranked(want: str, differentiable: bool, n: int, budget: int | None) -> list[
     """Names of methods for a caller who names none, the best first; the first that has the budget is taken.
 
     "sample" is a matter of weights, which SMC keeps right for any reward. A gradient that twists its moves makes them
-    more even, where it can be paid for (four calls a step). With fewer than two calls a particle there is nothing to
-    resample between, and plain weights are all there is. Fewer than four particles make no population: then only a
-    gradient steers, if there is one.
+    more even, where it can be paid for (four calls a step). Without one it takes the SDE chain (two calls a step),
+    which a learned map follows more faithfully than the long jumps of restarts; these, at one call a step, where calls
+    are few. With fewer than two calls a particle there is nothing to resample between, and plain weights are all there
+    is. Fewer than four particles make no population: then only a gradient steers, if there is one.
 
     "best" is a search. A gradient finds more in a call than chance does; without one, a tree or a beam spends calls
     where pictures are good.
@@ -30,7 +31,8 @@ def ranked(want: str, differentiable: bool, n: int, budget: int | None) -> list[
         return ["guidance", "best_of_n"] if gradient else ["best_of_n"]
     if each < 2:
         return ["best_of_n"]
-    return ["tds", "smc", "best_of_n"] if gradient else ["smc", "best_of_n"]
+    chain = ["smc_sde", "smc", "best_of_n"] if each >= 5 else ["smc", "best_of_n"]
+    return ["tds", *chain] if gradient else chain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,7 +122,13 @@ def list_reward(images: Tensor, prompts: list[str]) -> list[float]:
 
 @pytest.mark.parametrize(
     "reward, chosen",
-    [(redness, "tds"), (numpy_reward, "smc"), (list_reward, "smc"), ("redness", "tds"), ("jpeg-size", "smc")],
+    [
+        (redness, "tds"),
+        (numpy_reward, "smc_sde"),
+        (list_reward, "smc_sde"),
+        ("redness", "tds"),
+        ("jpeg-size", "smc_sde"),
+    ],
 )
 def test_the_method_follows_from_the_reward(reward: object, chosen: str) -> None:
     out = steer.sample("a", reward=reward, model=colour_model(), n=4, temperature=1.0, seed=0, **QUIET)

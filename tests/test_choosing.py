@@ -52,7 +52,7 @@ def test_a_budget_below_one_call_a_particle_names_the_least() -> None:
     "given, name",
     [
         ({}, "tds"),
-        ({"differentiable": False}, "smc"),
+        ({"differentiable": False}, "smc_sde"),
         ({"differentiable": False, "budget": 31}, "best_of_n"),
         ({"budget": 64}, "smc"),
         ({"n": 2}, "guidance"),
