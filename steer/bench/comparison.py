@@ -1,6 +1,8 @@
 """Every method on the embedded model at equal budgets, judged by the CLIP that none of them optimises."""
 
+import io
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,3 +80,39 @@ def score(reward: rewards.Reward, images: Tensor, captions: list[str]) -> Tensor
     n = images.shape[1]
     texts = [c for c in captions for _ in range(n)]
     return rewards.Chunked(reward, 256)(images.flatten(0, 1), texts).unflatten(0, images.shape[:2])
+
+
+def dots(tables: dict[str, list[Row]]) -> bytes:
+    """PNG of tables by `compare`: a line a method, a dot a budget; above the optimised reward, below the judge."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tallest = max(len({row["method"] for row in rows}) for rows in tables.values())
+    figure = Figure(figsize=(5 * len(tables), 2.0 + 0.42 * tallest), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, len(tables), squeeze=False)
+    for column, (title, rows) in enumerate(tables.items()):
+        for line, column_name in enumerate(("optimised, best", "judge, best")):
+            axes = panels[line, column]
+            _panel(axes, [row for row in rows if column_name in row], column_name)
+            axes.set_title(title if line == 0 else "", fontsize=9)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _panel(axes: Any, rows: list[Row], key: str) -> None:  # noqa: ANN401 (matplotlib is optional)
+    """Methods in the order of their last figure, with the plain pictures' as a line."""
+    last = {row["method"]: row[key] for row in rows}
+    names = sorted(last, key=lambda name: last[name])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    axes.axvline(rows[0][key.replace("best", "plain")], color="0.6", linewidth=0.8)
+    for shade, budget in zip(
+        ("0.75", "#56b4e9", "#0072b2"), dict.fromkeys(row["budget"] for row in rows), strict=False
+    ):
+        of = [row for row in rows if row["budget"] == budget]
+        places = [names.index(str(row["method"])) for row in of]
+        axes.plot([row[key] for row in of], places, "o", color=shade, markersize=4, label=f"{budget} calls")
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel(key, fontsize=8)
+    axes.grid(axis="y", color="0.92")

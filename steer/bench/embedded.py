@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import rewards
 from steer.api import sample
-from steer.bench.comparison import BUDGETS, compare, score
+from steer.bench.comparison import BUDGETS, compare, dots, score
 from steer.data import emoji
 from steer.methods import BestOfN
 from steer.metrics import diversity
@@ -149,6 +149,11 @@ def every_method(model: Model, captions: list[str], budgets: tuple[int, ...]) ->
     return {
         f"all methods, {name}, {of}": compare(model, captions, rewards.get(name), budgets) for name, of in kinds.items()
     }
+
+
+def plot(tables: dict[str, list[Row]]) -> bytes:
+    """PNG of the comparison of all methods."""
+    return dots({title: rows for title, rows in tables.items() if title.startswith("all methods")})
 
 
 def diversities(model: Model, captions: list[str]) -> list[Row]:

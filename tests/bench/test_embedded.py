@@ -68,7 +68,7 @@ def test_sizes_are_those_of_the_files(model: Model) -> None:
 @pytest.mark.slow
 def test_the_whole_benchmark_runs() -> None:
     tables = run("embedded", fast=True)
-    assert all(rows for rows in tables.values()) and len(tables) == 6
+    assert all(rows for rows in tables.values()) and len(tables) == 8
 
 
 @pytest.mark.slow
