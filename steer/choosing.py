@@ -19,14 +19,14 @@ def ranked(want: str, differentiable: bool, n: int, budget: int | None) -> list[
     are few. With fewer than two calls a particle there is nothing to resample between, and plain weights are all there
     is. Fewer than four particles make no population: then only a gradient steers, if there is one.
 
-    "best" is a search. A gradient finds more in a call than chance does; without one, a tree or a beam spends calls
-    where pictures are good.
+    "best" is a search. Ascent in the picture itself (FMRG-E) finds the most in a call, and calls the reward often; without
+    a gradient, a beam or a tree spends calls where pictures are good.
     """
     each = 8 if budget is None else budget / n
     gradient = differentiable and each >= 5
     if want == "best":
-        search = ["tree_search", "beam", "best_of_n"]
-        return ["fmrg_j", "guidance", *search] if gradient else search
+        search = ["beam", "tree_search", "best_of_n"]
+        return ["fmrg_e", *search] if gradient else search
     if n < 4:
         return ["guidance", "best_of_n"] if gradient else ["best_of_n"]
     if each < 2:

@@ -57,8 +57,8 @@ def test_a_budget_below_one_call_a_particle_names_the_least() -> None:
         ({"budget": 64}, "smc"),
         ({"n": 2}, "guidance"),
         ({"n": 2, "differentiable": False}, "best_of_n"),
-        ({"want": "best"}, "fmrg_j"),
-        ({"want": "best", "differentiable": False}, "tree_search"),
+        ({"want": "best"}, "fmrg_e"),
+        ({"want": "best", "differentiable": False}, "beam"),
     ],
 )
 def test_what_is_taken(given: dict[str, object], name: str) -> None:

@@ -177,9 +177,9 @@ def aims(rows: list[Row]) -> list[Row]:
 
 
 def _aim(rows: list[Row], task: str, calls: int, bounds: dict[str, float]) -> Row | None:
-    """The method that claims the law and comes nearest to all bounds, at so many calls or fewer."""
+    """The method that claims the law and comes nearest to all bounds, at so many calls, or more than half."""
     ours = [r for r in rows if r["task"] == task and r["kind"] == LAW and r["method"] != peers.NAME]
-    ours = [r for r in ours if r["used"] <= calls]
+    ours = [r for r in ours if calls / 2 < r["used"] <= calls]
     if not ours:
         return None
 
