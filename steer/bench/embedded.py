@@ -25,7 +25,7 @@ from steer.settings import CONFIGS
 
 Row = dict[str, object]
 BUDGET = 128  # network calls a prompt when methods are compared
-PARTICLES = {"best_of_n": 32, "smc": 16, "guidance": 8}  # each method at a number that suits it
+PARTICLES = {"best_of_n": 32, "smc": 16, "smc_sde": 16, "tds": 8, "guidance": 8, "fmrg_e": 8}  # each method at a number that suits it
 
 
 def run(fast: bool = False) -> dict[str, list[Row]]:
