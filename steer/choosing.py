@@ -1,6 +1,7 @@
 """Which method: the caller's, or the one that suits the reward, the budget and what is wanted."""
 
 import dataclasses
+import math
 import statistics
 from typing import Any
 
@@ -14,15 +15,16 @@ def ranked(want: str, differentiable: bool, n: int, budget: int | None) -> list[
     """Names of methods for a caller who names none, the best first; the first that has the budget is taken.
 
     "sample" is a matter of weights, which SMC keeps right for any reward. A gradient that twists its moves makes them
-    more even, where it can be paid for (four calls a step). Without one it takes the SDE chain (two calls a step),
-    which a learned map follows more faithfully than the long jumps of restarts; these, at one call a step, where calls
-    are few. With fewer than two calls a particle there is nothing to resample between, and plain weights are all there
-    is. Fewer than four particles make no population: then only a gradient steers, if there is one.
+    more even, where it can be paid for (four calls a step, 16 a particle). Without one it takes the SDE chain (two
+    calls a step), which a learned map follows more faithfully than the long jumps of restarts; these, at one call a
+    step, where calls are few. With fewer than two calls a particle there is nothing to resample between, and plain
+    weights are all there is. Fewer than four particles make no population: then only a gradient steers, if there is
+    one.
 
-    "best" is a search. Ascent in the picture itself (FMRG-E) finds the most in a call, and calls the reward often; without
-    a gradient, a beam or a tree spends calls where pictures are good.
+    "best" is a search. Ascent in the picture itself (FMRG-E) finds the most in a call, and calls the reward often;
+    without a gradient, a beam or a tree spends calls where pictures are good.
     """
-    each = 8 if budget is None else budget / n
+    each = math.inf if budget is None else budget / n
     gradient = differentiable and each >= 5
     if want == "best":
         search = ["beam", "tree_search", "best_of_n"]
@@ -32,7 +34,7 @@ def ranked(want: str, differentiable: bool, n: int, budget: int | None) -> list[
     if each < 2:
         return ["best_of_n"]
     chain = ["smc_sde", "smc", "best_of_n"] if each >= 5 else ["smc", "best_of_n"]
-    return ["tds", *chain] if gradient else chain
+    return ["tds", *chain] if differentiable and each >= 16 else chain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,7 +165,7 @@ def _warnings(report: dict[str, Any], chosen: Chosen) -> list[str]:
     """What the user should know of, each with the setting to change."""
     reward, held = report["reward"], report["held_out"]
     out = []
-    if held and _change(reward) > 0 and _change(held) < -(held["error"] or 0):
+    if held and _change(reward) > 0 and _change(held) < -2 * (held["error"] or 0):
         out.append(
             f"{reward['name']} rose from {reward['unsteered']:.3g} to {reward['weighted']:.3g} while {held['name']}, "
             f"which was not optimised, fell from {held['unsteered']:.3g} to {held['weighted']:.3g}: the reward may be "

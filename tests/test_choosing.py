@@ -55,6 +55,8 @@ def test_a_budget_below_one_call_a_particle_names_the_least() -> None:
         ({"differentiable": False}, "smc_sde"),
         ({"differentiable": False, "budget": 31}, "best_of_n"),
         ({"budget": 64}, "smc"),
+        ({"budget": 16 * 15}, "smc_sde"),
+        ({"budget": 16 * 16}, "tds"),
         ({"n": 2}, "guidance"),
         ({"n": 2, "differentiable": False}, "best_of_n"),
         ({"want": "best"}, "fmrg_e"),

@@ -8,7 +8,6 @@ from torch import Tensor
 
 import steer
 from steer.bench import embedded, run
-from steer.bench.overhead import measure
 from steer.data import emoji
 from steer.models import Model
 
@@ -69,9 +68,3 @@ def test_sizes_are_those_of_the_files(model: Model) -> None:
 def test_the_whole_benchmark_runs() -> None:
     tables = run("embedded", fast=True)
     assert all(rows for rows in tables.values()) and len(tables) == 8
-
-
-@pytest.mark.slow
-def test_sampling_costs_little_beyond_its_calls(model: Model) -> None:
-    row = measure(model, ["a red heart", "a fox"], 16, repeats=7)
-    assert float(str(row["ratio"])) <= 1.1
