@@ -23,12 +23,13 @@ from rewards.base import (
     to_reward,
 )
 from rewards.clip import Clip
+from rewards.shapes import ShapesVerifier
 from rewards.simple import Brightness, ColourMatch, JpegSize, Redness
 
 __all__ = [
     "Brightness", "Chunked", "Clip", "ColourMatch", "Counted", "Function", "JpegSize", "Negated", "Pil", "Redness",
-    "Reward", "WeightedSum", "check_scores", "get", "is_differentiable", "name_of", "names", "probe_differentiable",
-    "to_reward",
+    "Reward", "ShapesVerifier", "WeightedSum", "check_scores", "get", "is_differentiable", "name_of", "names",
+    "probe_differentiable", "to_reward",
 ]  # fmt: skip
 
 _BUILT_IN: dict[str, Callable[[], Reward]] = {
@@ -38,6 +39,7 @@ _BUILT_IN: dict[str, Callable[[], Reward]] = {
     "brightness": Brightness,
     "colour-match": ColourMatch,
     "jpeg-size": JpegSize,
+    "shapes": ShapesVerifier,
 }
 
 

@@ -23,7 +23,7 @@ from common import Progress, checkpoint, half, learning_rate, log, resume, write
 from rewards.towers import read_weights
 from steer.data import emoji
 from steer.data.stage import rotate_hue
-from steer.models.autoencoder import DrawingAutoencoder
+from steer.models.autoencoder import Autoencoder
 
 OUT = Path("steer/models/assets/emoji")
 
@@ -71,7 +71,7 @@ def reconstruction(x: Tensor, target: Tensor, square: float) -> Tensor:
 
 
 @torch.no_grad()
-def psnr(model: DrawingAutoencoder, layers: Tensor) -> float:
+def psnr(model: Autoencoder, layers: Tensor) -> float:
     """Peak signal to noise ratio in decibels, of the mean squared error over pictures over white."""
     errors = []
     for part in layers.split(128):
@@ -81,13 +81,13 @@ def psnr(model: DrawingAutoencoder, layers: Tensor) -> float:
 
 
 @torch.no_grad()
-def average(ema: DrawingAutoencoder, model: DrawingAutoencoder, decay: float) -> None:
+def average(ema: Autoencoder, model: Autoencoder, decay: float) -> None:
     for a, b in zip(ema.parameters(), model.parameters(), strict=True):
         a.lerp_(b, 1 - decay)
 
 
 @torch.no_grad()
-def standardise(model: DrawingAutoencoder, layers: Tensor) -> None:
+def standardise(model: Autoencoder, layers: Tensor) -> None:
     """Scale the latents to mean 0 and variance 1 over the training pictures."""
     z = torch.cat([model.encoder(2 * (x[:, :3].float() / 255) - 1) for x in layers.split(128)])
     model.mean.copy_(z.mean((0, 2, 3), keepdim=True)[0])
@@ -99,7 +99,7 @@ def train(config: dict, out: Path, run: Path) -> None:
     layers = load_layers()
     held = held_out(config["seed"], len(layers))
     rows = np.setdiff1d(np.arange(len(layers)), held)
-    model, ema = (DrawingAutoencoder(**config["model"]).to(memory_format=torch.channels_last) for _ in range(2))
+    model, ema = (Autoencoder(**config["model"]).to(memory_format=torch.channels_last) for _ in range(2))
     ema.load_state_dict(model.state_dict())
     pair = torch.nn.ModuleList([model, ema])
     optimiser = torch.optim.AdamW(model.parameters(), config["lr"], weight_decay=0.01, betas=(0.9, 0.99))

@@ -25,7 +25,7 @@ from rewards.clip import Clip
 from rewards.towers import Towers, load_clip, read_weights
 from steer.data import emoji
 from steer.data.variations import Variation, describe, hue_is_clear, random_variation, subject, to_stage
-from steer.models.autoencoder import DrawingAutoencoder
+from steer.models.autoencoder import Autoencoder
 from steer.models.drawing import Show
 from steer.models.network import FlowNetwork, fourier
 from steer.models.text import encode_prompts
@@ -48,7 +48,7 @@ class Weight(nn.Module):
 class Told:
     """Many (picture, stage, caption) drawn once, with the states of the captions' words."""
 
-    def __init__(self, config: dict, towers: Towers, autoencoder: DrawingAutoencoder) -> None:
+    def __init__(self, config: dict, towers: Towers, autoencoder: Autoencoder) -> None:
         data = emoji.load()
         dice = random.Random(config["seed"])
         parts = [layers(data, range(i, min(i + 512, len(data))))[:, :3] for i in range(0, len(data), 512)]
@@ -146,9 +146,7 @@ class Objective:
 
 
 @torch.no_grad()
-def watch(
-    net: FlowNetwork, told: Told, towers: Towers, autoencoder: DrawingAutoencoder, count: int = 200
-) -> dict[str, float]:
+def watch(net: FlowNetwork, told: Told, towers: Towers, autoencoder: Autoencoder, count: int = 200) -> dict[str, float]:
     """Samples of plain captions at 1 and at 4 calls: share whose nearest drawing (latents) has the caption, and share
     whose caption is among the judge's five best of all.
     """
@@ -172,8 +170,8 @@ def watch(
     return out
 
 
-def load_autoencoder(config: dict, folder: Path) -> DrawingAutoencoder:
-    autoencoder = DrawingAutoencoder(**config)
+def load_autoencoder(config: dict, folder: Path) -> Autoencoder:
+    autoencoder = Autoencoder(**config)
     autoencoder.load_state_dict(read_weights(folder / "autoencoder.safetensors"))
     return autoencoder.eval().requires_grad_(False)
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves
     from steer.api import sample
     from steer.flow_map import jump, velocity
+    from steer.learning import train
     from steer.models import Model, load_model, save_model
     from steer.particles import Particles, Trace
     from steer.samples import Samples
 
 __all__ = [
     "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "interpolants", "jump", "load_model",
-    "lookahead", "methods", "metrics", "models", "moves", "sample", "save_model", "velocity",
+    "lookahead", "methods", "metrics", "models", "moves", "sample", "save_model", "train", "velocity",
 ]  # fmt: skip
 
 _MODULE_OF = {
@@ -34,6 +35,7 @@ _MODULE_OF = {
     "load_model": "models",
     "sample": "api",
     "save_model": "models",
+    "train": "learning",
     "velocity": "flow_map",
 }
 

@@ -26,6 +26,7 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
 """
 
+GROUPS = {"sample": ("method",), "train": ("data", "objective", "network", "experiment")}
 LONG = 200  # rows of a table that is written, but not printed
 
 
@@ -114,6 +115,26 @@ def run_sample(overrides: list[str]) -> None:
     _print_summary(out.report, folder)
 
 
+def run_train(overrides: list[str]) -> None:
+    """`steer train`: a model in the folder `out`; the same command goes on where a killed run was."""
+    from hydra.utils import instantiate
+
+    config = _compose("train", overrides)
+    objective, data = instantiate(config.objective), instantiate(config.data)
+    plain = {key: _to_plain(config[key]) for key in config if key not in ("objective", "data", "experiment")}
+    plain |= {key: tuple(plain[key]) for key in ("betas", "ema")}
+
+    from steer import train
+    from steer.training import Stopped
+
+    try:
+        train(data=data, objective=objective, **plain)
+    except Stopped as stopped:
+        print(f"steer: {stopped}", file=sys.stderr)
+        return
+    print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
+
+
 def run_bench(overrides: list[str]) -> None:
     """`steer bench NAME`: prints tables, writes NAME.json, NAME.csv and, where there is a plot, NAME.png."""
     from steer.bench import TABLES, as_csv, plot, run
@@ -146,7 +167,12 @@ def run_list(overrides: list[str]) -> None:
     _print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"sample": run_sample, "bench": run_bench, "list": run_list}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "sample": run_sample,
+    "train": run_train,
+    "bench": run_bench,
+    "list": run_list,
+}
 
 
 def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictConfig)
@@ -154,7 +180,7 @@ def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictC
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        known = [str(key) for key in compose(config)] + [g for g in ("method",) if config == "sample"]
+        known = [str(key) for key in compose(config)] + [g for g in GROUPS.get(config, ())]
         for override in overrides:
             key, equals, value = override.partition("=")
             root = key.lstrip("+~").partition(".")[0].partition("@")[0]
@@ -162,8 +188,8 @@ def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictC
                 raise ValueError(f"setting {override!r} has no value; write {override}=VALUE")
             if root not in known:
                 raise unknown("setting", root, known)
-            if key == "method" and value not in (*names("method"), "null"):
-                raise unknown("method", value, names("method"))
+            if key in GROUPS.get(config, ()) and value not in (*names(key), "null"):
+                raise unknown(key, value, names(key))
         return compose(config, overrides)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from steer.flow_map import FlowMap
 from steer.interpolants import Interpolant
 
 ASSETS = Path(__file__).parent / "assets"
-MODELS = ("emoji",)
+MODELS = ("emoji", "shapes")
+KINDS = ("drawing", "picture")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def load_model(name_or_folder: str | Path, device: str | torch.device | None = N
         ValueError: the name is unknown and no folder, or the weights are damaged or do not fit model.json.
         FileNotFoundError: a file of the folder is missing.
     """
-    from steer.models import drawing
+    from steer.models.files import check_card, read_card
 
     folder = ASSETS / str(name_or_folder) if str(name_or_folder) in MODELS else Path(name_or_folder)
     if not folder.is_dir():
@@ -56,7 +58,10 @@ def load_model(name_or_folder: str | Path, device: str | torch.device | None = N
         raise ValueError(
             f"model={str(name_or_folder)!r} is no embedded model and no folder; embedded: {', '.join(MODELS)}{hint}"
         )
-    return drawing.load(folder, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    card = read_card(folder)
+    check_card(folder, card, {"kind": KINDS})
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return import_module(f"steer.models.{card['kind']}").load(folder, place)
 
 
 def save_model(model: Model, folder: str | Path) -> None:
@@ -66,6 +71,9 @@ def save_model(model: Model, folder: str | Path) -> None:
         ValueError: the model is not one of the native kinds.
         OSError: the folder cannot be written.
     """
-    from steer.models import drawing
+    from steer.models import drawing, picture
 
-    drawing.save(model, Path(folder))
+    if isinstance(model.encode, picture.Spell):
+        picture.save(model, Path(folder))
+    else:
+        drawing.save(model, Path(folder))

@@ -37,9 +37,8 @@ def up(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, 4 * after, 1), nn.PixelShuffle(2))
 
 
-class DrawingAutoencoder(nn.Module):
-    """Pictures over white [b 3 64 64] <-> latents [b channels 8 8] <-> layers [b 4 64 64]: colours over white,
-    coverage.
+class Autoencoder(nn.Module):
+    """Pictures [b 3 64 64] <-> latents [b channels 8 8] <-> layers [b out 64 64]: colours and, with out = 4, coverage.
 
     Latents are scaled to mean 0 and variance 1 over the training pictures by the buffers `mean` and `std`.
     """
@@ -47,9 +46,9 @@ class DrawingAutoencoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int = 12, width: int = 32, blocks: int = 2) -> None:
+    def __init__(self, channels: int = 12, width: int = 32, blocks: int = 2, out: int = 4) -> None:
         super().__init__()
-        self.config = {"channels": channels, "width": width, "blocks": blocks}
+        self.config = {"channels": channels, "width": width, "blocks": blocks, "out": out}
         w1, w2, w3 = width, 2 * width, 4 * width
         many = lambda n, w: [ResBlock(w) for _ in range(n)]  # noqa: E731
         self.encoder = nn.Sequential(
@@ -59,7 +58,7 @@ class DrawingAutoencoder(nn.Module):
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, w3, 3, padding=1), *many(blocks, w3), up(w3, w2), *many(blocks, w2),
             up(w2, w1), *many(blocks, w1), nn.SiLU(), nn.Conv2d(w1, 32, 3, padding=1), nn.PixelShuffle(2),
-            nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1),
+            nn.SiLU(), nn.Conv2d(8, out, 3, padding=1),
         )  # fmt: skip
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
@@ -69,5 +68,5 @@ class DrawingAutoencoder(nn.Module):
         return (self.encoder(2 * images - 1) - self.mean) / self.std
 
     def layers(self, latents: Tensor) -> Tensor:
-        """Colours over white and coverage [b 4 64 64], not yet clamped to [0,1]."""
+        """Colours, and coverage where there is one [b out 64 64], not yet clamped to [0,1]."""
         return 0.5 + 0.5 * self.decoder(latents * self.std + self.mean)

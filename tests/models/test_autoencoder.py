@@ -5,7 +5,7 @@ import torch
 from steer.data import emoji
 from steer.data.stage import STAGE, show
 from steer.models import load_model
-from steer.models.autoencoder import DrawingAutoencoder, ResBlock
+from steer.models.autoencoder import Autoencoder, ResBlock
 
 
 def test_a_block_starts_as_the_identity() -> None:
@@ -17,7 +17,7 @@ def pictures(rows: slice) -> torch.Tensor:
     return torch.from_numpy(emoji.load().images[rows].copy()).permute(0, 3, 1, 2).float() / 255
 
 
-def shipped() -> DrawingAutoencoder:
+def shipped() -> Autoencoder:
     return load_model("emoji", device="cpu").decode.autoencoder  # type: ignore[attr-defined]
 
 

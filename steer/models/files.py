@@ -1,0 +1,63 @@
+"""Files of a model's folder: safetensors and JSON, read with checks, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rewards.towers import read_weights
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """model.json of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or no object.
+    """
+    path = folder / "model.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; name a folder that steer.save_model wrote")
+    try:
+        card = json.loads(path.read_text(encoding="utf8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); save or install the model again") from error
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} is damaged (no object); save or install the model again")
+    return card
+
+
+def check_card(folder: Path, card: dict[str, Any], known: dict[str, Iterable[str]]) -> None:
+    """Hold the values of some keys to those that are known; raises ValueError."""
+    for key, values in known.items():
+        if card.get(key) not in values:
+            raise ValueError(
+                f"{folder / 'model.json'}: {key}={card.get(key)!r} is not known here; known: {', '.join(values)}"
+            )
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Load a file's weights into a module, for use: no dropout, no gradients to the weights."""
+    try:
+        module.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit model.json beside them: {error}") from error
+    module.eval().requires_grad_(False)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Safetensors under a temporary name, then renamed."""
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
+    os.replace(part, path)
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """model.json under a temporary name, then renamed; the last file of a folder to be written."""
+    part = folder / "model.json.part"
+    part.write_text(json.dumps(card, indent=1), encoding="utf8")
+    os.replace(part, folder / "model.json")

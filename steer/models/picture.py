@@ -1,0 +1,124 @@
+"""The native kind of model "picture": a vocabulary of its own, a flow map over latents of an autoencoder, or over pixels.
+
+A folder holds model.json, flow.safetensors and, with latents, autoencoder.safetensors. Nothing in model.json names code.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.towers import WordPieces
+from steer.interpolants import Linear
+from steer.models import Model
+from steer.models.autoencoder import Autoencoder
+from steer.models.files import check_card, fill, read_card, write_card, write_tensors
+from steer.models.network import FlowNetwork
+from steer.models.patches import PatchNetwork
+
+NETWORKS = {"perceptron": FlowNetwork, "patches": PatchNetwork}
+Network = FlowNetwork | PatchNetwork
+
+
+@dataclass(frozen=True)
+class Spell:
+    """Prompts -> {"words": [p c]}, by the network's own vocabulary."""
+
+    pieces: WordPieces
+    net: Network
+
+    def ids(self, prompts: list[str]) -> Tensor:
+        """Ids [p l], 0 where there is no word."""
+        return self.pieces(prompts)
+
+    def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Cond of prompts."""
+        ids = self.ids(prompts).to(next(self.net.parameters()).device)
+        return {"words": self.net.condition({"ids": ids})["words"]}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Flat latents [b d] -> pictures [b 3 64 64]."""
+
+    autoencoder: Autoencoder
+
+    @property
+    def size(self) -> int:
+        """Numbers of a sample."""
+        return self.autoencoder.config["channels"] * 64
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pictures of latents."""
+        return self.autoencoder.layers(x.unflatten(1, (-1, 8, 8))).clamp(0, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [b d] of pictures [b 3 64 64] in [0,1]."""
+        return self.autoencoder.encode(images).flatten(1)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels [b 3 h w] in [-1, 1] -> pictures in [0,1]."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pictures."""
+        return ((x + 1) / 2).clamp(0, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pixels of pictures [b 3 h w] in [0,1]."""
+        return 2 * images - 1
+
+
+def build(
+    pieces: WordPieces, network: dict[str, Any], kind: str, decode: Latents | Pixels, shape: tuple[int, ...], name: str
+) -> Model:
+    """A model with untrained weights: kind is a name in `NETWORKS`, network its settings without the sizes."""
+    if kind == "perceptron" and len(shape) != 1:
+        raise ValueError(f"network={kind!r} is for flat latents, got samples of shape {shape}; take patches")
+    sizes = {"size": shape[0]} if kind == "perceptron" else {"side": shape[-1]}
+    token_size = network.get("token_size", 64)
+    net = NETWORKS[kind](**{
+        **network, **sizes, "token_size": token_size, "vocabulary": pieces.vocab_size, "length": pieces.context,
+    })  # fmt: skip
+    return Model(net, Linear(), Spell(pieces, net), decode, shape, name)
+
+
+def load_decoder(folder: Path, config: dict[str, Any] | None = None, device: torch.device | str = "cpu") -> Latents:
+    """The autoencoder of a folder, by the settings in its card or in autoencoder.json."""
+    config = config or json.loads((folder / "autoencoder.json").read_text(encoding="utf8"))
+    autoencoder = Autoencoder(**config)
+    fill(autoencoder, folder / "autoencoder.safetensors")
+    return Latents(autoencoder.to(device))
+
+
+def load(folder: Path, device: torch.device) -> Model:
+    """The model of a folder; see steer.load_model."""
+    card = read_card(folder)
+    check_card(folder, card, {"path": ("linear",), "architecture": NETWORKS})
+    net = NETWORKS[card["architecture"]](**card["network"])
+    fill(net, folder / "flow.safetensors")
+    net = net.to(device)
+    decode = Pixels() if card["autoencoder"] is None else load_decoder(folder, card["autoencoder"], device)
+    pieces = WordPieces(tuple(card["words"]["pieces"]), card["words"]["context"])
+    return Model(net, Linear(), Spell(pieces, net), decode, tuple(card["shape"]), folder.name)
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write a model of this kind; see steer.save_model."""
+    assert isinstance(model.flow, Network) and isinstance(model.encode, Spell)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "flow.safetensors", model.flow.state_dict())
+    latents = model.decode if isinstance(model.decode, Latents) else None
+    if latents:
+        write_tensors(folder / "autoencoder.safetensors", latents.autoencoder.state_dict())
+    pieces = model.encode.pieces
+    write_card(folder, {
+        "kind": "picture", "path": "linear", "shape": list(model.shape),
+        "architecture": next(name for name, kind in NETWORKS.items() if isinstance(model.flow, kind)),
+        "network": model.flow.config, "autoencoder": latents and latents.autoencoder.config,
+        "words": {"pieces": list(pieces.pieces), "context": pieces.context},
+    })  # fmt: skip
