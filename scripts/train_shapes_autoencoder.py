@@ -1,7 +1,9 @@
 """Train the autoencoder of the embedded model of shapes: steer/models/assets/shapes/autoencoder.safetensors.
 
     python scripts/train_shapes_autoencoder.py configs/train/shapes-autoencoder.json
+    python scripts/train_shapes_autoencoder.py configs/train/shapes-decoder.json      # later, beside the flow map
 
+The second run goes on with the decoder alone, the latents as they are, while the flow map is being trained on them.
 Latents carry Gaussian noise of standard deviation `noise` while a small penalty keeps their square near 1, so that the
 decoder learns to give a clean picture for a latent that is a little off, as a sampled one is. A killed run resumes.
 """
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common import Progress, checkpoint, half, learning_rate, log, resume, write_tensors
+from rewards.towers import read_weights
 from steer.data.shapes import Shapes
 from steer.models.autoencoder import Autoencoder
 
@@ -49,6 +52,10 @@ def train(config: dict, out: Path, run: Path) -> None:
     pair = torch.nn.ModuleList([model, ema])
     optimiser = torch.optim.AdamW(model.parameters(), config["lr"], weight_decay=0.01, betas=(0.9, 0.99))
     progress = Progress(config["steps"], config.get("minutes"))
+    if config.get("decoder_only"):
+        for net in (model, ema):
+            net.load_state_dict(read_weights(out / "autoencoder.safetensors"))
+            net.encoder.requires_grad_(False)
     resume(run / "last.safetensors", pair, optimiser, progress)
     held, b = pictures(HELD), config["batch"]
     while progress() < 1:
@@ -76,7 +83,8 @@ def train(config: dict, out: Path, run: Path) -> None:
                 checkpoint(run / "last.safetensors", pair, optimiser, progress)
                 row |= {"held_psnr": psnr(ema, held)}
             log(run / "log.jsonl", **row)
-    standardise(ema, pictures(range(4096)))
+    if not config.get("decoder_only"):
+        standardise(ema, pictures(range(4096)))
     write_tensors(out / "autoencoder.safetensors", half(ema.state_dict()))
     log(run / "log.jsonl", step=progress.step, minutes=progress.elapsed / 60, held_psnr=psnr(ema, held))
 

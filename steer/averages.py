@@ -10,30 +10,38 @@ from steer.distributed import whole
 
 
 class Averages:
-    """Copies of a network whose weights follow it: ``a <- d a + (1 - d) w``, d rising to its value over the first steps.
+    """Copies of a network whose weights follow it: ``a <- d a + (1 - d) w``, d rising to its value in the first steps.
 
-    ``d_k = min(d, (1 + k) / (10 + k))`` at step k. Buffers are copied. The copies are whole on every process, also where
-    the weights are not, so that any of them can be called.
+    ``d_k = min(d, (1 + k) / (10 + k))`` at step k. Buffers are copied. The copies are whole on every process, also
+    where the weights are not, so that any of them can be called.
     """
 
     def __init__(self, net: nn.Module, decays: Sequence[float], device: torch.device) -> None:
         self.decays = tuple(decays)
         self.nets = [copy.deepcopy(net).to(device).eval().requires_grad_(False) for _ in decays]
+        self._weights = [list(average.parameters()) for average in self.nets]
 
     @property
     def first(self) -> nn.Module:
         """The network with the first of the averages."""
         return self.nets[0]
 
-    @torch.no_grad()
+    def start(self, net: nn.Module) -> None:
+        """Take over the weights as they are, which on several processes may be those of the first."""
+        self._take_in(net, [1.0] * len(self.nets))
+
     def update(self, net: nn.Module, step: int) -> None:
         """Take in the weights after a step."""
+        self._take_in(net, [1 - min(decay, (1 + step) / (10 + step)) for decay in self.decays])
+
+    @torch.no_grad()
+    def _take_in(self, net: nn.Module, shares: Sequence[float]) -> None:
         weights = [whole(p.detach()) for p in net.parameters()]
-        for average, decay in zip(self.nets, self.decays, strict=True):
-            share = 1 - min(decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(average.parameters()), weights, share)
-            for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
-                mine.copy_(whole(theirs))
+        buffers = [whole(b) for b in net.buffers()]
+        for average, mine, share in zip(self.nets, self._weights, shares, strict=True):
+            torch._foreach_lerp_(mine, weights, share)
+            for ours, theirs in zip(average.buffers(), buffers, strict=True):
+                ours.copy_(theirs)
 
     def state(self) -> dict[str, Tensor]:
         """All weights, named by decay."""
@@ -52,5 +60,6 @@ class Averages:
                 net.load_state_dict(mine)
             except RuntimeError as error:
                 raise ValueError(
-                    f"the checkpoint does not fit ema={list(self.decays)} or this network: {error}; train in another folder"
+                    f"the checkpoint is not of ema={list(self.decays)} and this network: {error}; train in another "
+                    f"folder"
                 ) from error

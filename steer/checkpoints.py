@@ -6,8 +6,10 @@ the whole checkpoint or a folder that the next run sweeps away. Nothing in it is
 """
 
 import json
+import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,41 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint of a step, then remove all but the newest `keep`; returns its folder."""
+    """Write a checkpoint of a step, then remove all but the newest `keep`; returns its folder.
+
+    Raises:
+        OSError: the disk is full, or cannot be written; the earlier checkpoints are as they were.
+    """
     home = folder / "checkpoints"
     final, part = home / f"step-{step:08d}", home / f".step-{step:08d}.part"
     sweep(folder)
-    part.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part / "state.safetensors")
-    (part / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf8")
-    for file in part.iterdir():
-        _to_disk(file)
-    if final.exists():  # the same step again, after a resumption: the new one takes its place
+    try:
+        part.mkdir(parents=True)
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part / "state.safetensors")
+        (part / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf8")
+        for file in (*part.iterdir(), part):
+            _to_disk(file)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} could not be written in {home}: {error}; the earlier ones are whole: make "
+            f"room, and the same command goes on from the newest"
+        ) from error
+    if final.exists():  # damaged, or the same step again: the new one takes its place
         os.replace(final, home / f".step-{step:08d}.old.part")
     os.replace(part, final)
     _to_disk(home)
-    for old in found(folder)[:-keep]:
-        os.replace(old, home / f".{old.name}.part")
-    sweep(folder)
+    _prune(folder, final, keep)
     return final
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove old checkpoints; and later ones, which are damaged, or the run would have gone on from them."""
+    there = found(folder)
+    place = there.index(newest)
+    for old in (*there[: max(0, place + 1 - keep)], *there[place + 1 :]):
+        os.replace(old, old.with_name(f".{old.name}.part"))
+    sweep(folder)
 
 
 def found(folder: Path) -> list[Path]:
@@ -49,6 +69,23 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def newest(folder: Path) -> State | None:
+    """The newest checkpoint that can be read, or None where there is none; one that is damaged is told of by a warning.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    there = found(folder)
+    for checkpoint in reversed(there):
+        try:
+            return read(checkpoint)
+        except ValueError as error:
+            if checkpoint == there[0]:
+                raise
+            warnings.warn(f"{error}; going on from the one before", stacklevel=2)
+    return None
+
+
 def read(checkpoint: Path) -> State:
     """The tensors and facts of a checkpoint.
 
@@ -60,16 +97,24 @@ def read(checkpoint: Path) -> State:
         return load_file(checkpoint / "state.safetensors"), facts
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"the checkpoint {checkpoint} is damaged ({error}); remove it to go on from the one before"
+            f"the checkpoint {checkpoint} is damaged ({error}); remove this folder to go on without it"
         ) from error
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 (what JSON holds)
-    """JSON under a temporary name, then renamed."""
+    """JSON under a temporary name, then renamed; numbers that JSON lacks become words."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf8")
+    part.write_text(json.dumps(_plain(content), indent=1, allow_nan=False), encoding="utf8")
     os.replace(part, path)
+
+
+def _plain(content: Any) -> Any:  # noqa: ANN401
+    if isinstance(content, dict):
+        return {key: _plain(v) for key, v in content.items()}
+    if isinstance(content, list):
+        return [_plain(v) for v in content]
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _to_disk(path: Path) -> None:

@@ -1,11 +1,43 @@
-"""Whole tensors where weights are spread over processes (FSDP), and plain ones where they are not."""
+"""Several processes: accelerate as it is used here, and whole tensors of weights that are spread (FSDP)."""
 
-from typing import Any
+import atexit
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 STATE = "state."
+
+
+def make_accelerator(precision: str, tracker: str | None, folder: Path) -> "Accelerator":
+    """What knows of devices and processes, by `accelerate launch` and its config."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # else it would refuse a precision other than the last run's
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir=str(folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.num_processes > 1:
+        _part_at_exit()
+    return accelerator
+
+
+@cache
+def _part_at_exit() -> None:
+    """Once: processes part when they end, and not after the first of several runs."""
+    from accelerate import PartialState
+
+    atexit.register(PartialState().destroy_process_group)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -29,12 +61,12 @@ def full_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dic
 def load_full_state(
     module: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Take back what `full_state` gave.
+    """Take back what `full_state` gave; the optimiser's settings stay those it has.
 
     Raises:
         ValueError: it is of another network.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+    from torch.distributed.checkpoint import state_dict as parts
 
     weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     state: dict[str, dict[str, Tensor]] = {}
@@ -42,16 +74,21 @@ def load_full_state(
         if key.startswith(STATE):
             name, _, slot = key.removeprefix(STATE).rpartition("|")
             state.setdefault(name, {})[slot] = value
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    optim: Any = {"state": state, "param_groups": groups}
+    inner = _inner(optimiser)
+    now = [{k: v for k, v in group.items() if k != "params"} for group in inner.param_groups]
+    optim: Any = {"state": state, "param_groups": [g | mine for g, mine in zip(groups, now, strict=True)]}
     try:
-        set_state_dict(module, _inner(optimiser), model_state_dict=weights, optim_state_dict=optim, options=options)
+        options = parts.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        parts.set_model_state_dict(module, weights, options=options)
+        options = parts.StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+        parts.set_optimizer_state_dict(module, inner, optim, options=options)
     except (RuntimeError, KeyError) as error:
         raise ValueError(
             f"the checkpoint is of another network or objective: {error}; train in another folder"
         ) from error
+    for name, weight in module.named_parameters():  # what had no gradient yet had no state, and has none now
+        if name.removeprefix("module.") not in state:
+            inner.state.pop(weight, None)
 
 
 def _inner(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from steer.flow_map import FlowMap
 from steer.judging import Judging
 from steer.models import ASSETS, Model, load_model, picture, save_model
 from steer.models.drawing import Words, load_untrained
+from steer.models.growing import grow
 from steer.objectives import Objective, Student
 from steer.rows import EmojiRows, LatentRows, PixelRows, vocabulary
 from steer.settings import build
@@ -31,6 +32,7 @@ def train(
     network: dict[str, Any] | None = None,
     teacher: str | Path | Model | None = None,
     out: str | Path = "runs/train",
+    posterior: int | None = None,
     rows: int = 200_000,
     judge: str | None = None,
     progress: bool = True,
@@ -49,6 +51,8 @@ def train(
         model: the weights to start from; None starts from the teacher's, or from random ones.
         network: {"architecture": "perceptron" or "patches", ...} of a model that starts from random weights.
         teacher: whose velocity a distillation learns.
+        posterior: the rank of a posterior map that grows beside the model's flow, which stays as it is; for the
+            objectives "posterior" and "posterior_glass".
         out: the folder of the model, its checkpoints and logs.
         rows: how many rows of endless data, or variations of the emoji, are encoded once.
         judge: a reward by name; its mean over samples of held captions is written down with pictures of them.
@@ -66,7 +70,8 @@ def train(
     goal = _objective(objective, master)
     start = _start(source, model if model is not None else teacher, network or {}, loop.seed)
     assert isinstance(start.flow, nn.Module)
-    start.flow.train().requires_grad_(True)
+    start = grow(start, posterior) if posterior else replace(start, flow=start.flow.train().requires_grad_(True))
+    assert isinstance(start.flow, nn.Module)
     table = _rows(source, start, rows, folder)
     student = Student(start.flow, start.path, metric=_metric(start))
     judging = Judging(start, _captions(source), judge, folder / "samples")

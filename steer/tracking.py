@@ -1,32 +1,75 @@
 """What a training says while it runs: a bar with the time left, lines of log.jsonl, and a tracker."""
 
 import json
+import secrets
 import time
-from statistics import mean
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from steer.training import Trainer
 
+Sums = dict[str, list[float]]
+
+
+class Means:
+    """Means of figures over steps; a figure that some steps lack is averaged over those that have it."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, row: dict[str, Tensor | float]) -> None:
+        """The figures of a step, which are not waited for."""
+        for key, value in row.items():
+            there = self.sums.get(key)
+            value = torch.as_tensor(value, dtype=torch.float64, device=None if there is None else there.device)
+            self.sums[key] = value if there is None else there + value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def state(self, many: bool = False) -> Sums:
+        """{name: [sum, count]}, of all processes where there are many: then each must ask."""
+        mine: Sums = {key: [float(self.sums[key]), count] for key, count in self.counts.items()}
+        if not many:
+            return mine
+        from accelerate.utils import gather_object
+
+        everyone: list[Sums] = gather_object([mine])
+        keys = dict.fromkeys(key for one in everyone for key in one)
+        return {key: [sum(one[key][i] for one in everyone if key in one) for i in (0, 1)] for key in keys}
+
+    def load(self, state: Sums) -> None:
+        """Take back what `state` gave."""
+        self.sums = {key: torch.tensor(total, dtype=torch.float64) for key, (total, _) in state.items()}
+        self.counts = {key: int(count) for key, (_, count) in state.items()}
+
+    def take(self, many: bool = False) -> dict[str, float]:
+        """The means since the last time, of all processes where there are many."""
+        means = {key: total / count for key, (total, count) in self.state(many).items()}
+        self.sums, self.counts = {}, {}
+        return means
+
 
 class Log:
-    """One process's view: used as a context, told of each step."""
+    """What the first process says: used as a context, told of each step."""
 
     def __init__(self, trainer: "Trainer") -> None:
         from rich.console import Console
 
         self.trainer, self.path = trainer, trainer.folder / "log.jsonl"
         self.console = Console(stderr=True)
-        self.rows: list[dict[str, float]] = []
-        self.since = time.perf_counter()
-        self._forget_beyond(trainer.step)
+        self.since, self.steps = time.perf_counter(), 0
+        self.judged_at = {row["step"] for row in self._forget_beyond(trainer.step) if "loss" not in row}
 
     def __enter__(self) -> "Log":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         settings, trainer = self.trainer.settings, self.trainer
         if settings.tracker:
-            trainer.accelerator.init_trackers("steer", {k: str(v) for k, v in vars(settings).items()})
+            told = {k: str(v) for k, v in vars(settings).items()}
+            trainer.accelerator.init_trackers("steer", told, {settings.tracker: self._going_on()})
         columns = (
             TextColumn("train"),
             BarColumn(),
@@ -42,47 +85,56 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
+        for tracker in self.trainer.accelerator.trackers:
+            tracker.finish()
 
-    def step(self, step: int, row: dict[str, float]) -> None:
-        """After a step: every `log_every` of them the means since the last line."""
-        self.rows.append(row)
-        self.bar.update(self.task, completed=step, told=f"loss {row['loss']:.4g}")
-        settings = self.trainer.settings
-        if step % settings.log_every == 0 or step == settings.steps:
-            now = time.perf_counter()
-            rate = len(self.rows) / (now - self.since)
-            keys = dict.fromkeys(key for r in self.rows for key in r)
-            means = {key: mean(r[key] for r in self.rows if key in r) for key in keys}
-            self.write(step, **means, steps_per_second=rate)
-            self.rows, self.since = [], now
+    def step(self, step: int, loss: float) -> None:
+        """After a step."""
+        self.steps += 1
+        self.bar.update(self.task, completed=step, told=f"loss {loss:.4g}")
+
+    def means(self, step: int, figures: dict[str, float]) -> None:
+        """A line of the means since the last one."""
+        now = time.perf_counter()
+        self.write(step, **figures, steps_per_second=self.steps / (now - self.since))
+        self.since, self.steps = now, 0
 
     def judged(self, step: int, figures: dict[str, float]) -> None:
         """After the averaged weights were judged."""
+        self.judged_at.add(step)
         self.write(step, **figures)
 
     def write(self, step: int, **figures: float) -> None:
         """A line of log.jsonl, and the tracker's."""
-        line = {"step": step, **{k: float(f"{v:.6g}") for k, v in figures.items()}}
+        line = json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in figures.items()}})
         with self.path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(line + "\n")
         if not self.console.is_terminal and self.trainer.progress:
-            print(json.dumps(line), flush=True)
+            print(line, flush=True)
         if self.trainer.settings.tracker:
             self.trainer.accelerator.log(figures, step=step)
 
-    def _forget_beyond(self, step: int) -> None:
-        """Drop what a killed run wrote after the checkpoint that this one goes on from."""
+    def _going_on(self) -> dict[str, Any]:
+        """What makes a tracker go on with the same run, without what was after the checkpoint."""
+        if self.trainer.settings.tracker == "tensorboard":
+            return {"purge_step": self.trainer.step + 1}
+        name = self.trainer.folder / "wandb-run.txt"
+        if not name.exists():
+            name.write_text(secrets.token_hex(4), encoding="utf8")
+        return {"id": name.read_text(encoding="utf8"), "resume": "allow", "dir": str(self.trainer.folder)}
+
+    def _forget_beyond(self, step: int) -> list[dict[str, Any]]:
+        """The lines there are, less what a killed run wrote after the checkpoint that this one goes on from."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            return
-        kept: list[Any] = []
-        for line in self.path.read_text(encoding="utf8").splitlines():
+        rows: list[dict[str, Any]] = []
+        for line in self.path.read_text(encoding="utf8").splitlines() if self.path.exists() else []:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the line that was being written
                 continue
-            if row["step"] <= step:
-                kept.append(line)
+            if isinstance(row, dict) and row.get("step", step + 1) <= step:
+                rows.append(row)
         part = self.path.with_name("log.jsonl.part")
-        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
         part.replace(self.path)
+        return rows

@@ -13,9 +13,9 @@ from torch import Tensor
 from rewards.towers import EMBEDDED, Towers, load_clip
 from steer.data.stage import STAGE, show
 from steer.interpolants import Linear
-from steer.models import Model
+from steer.models import Model, growing
 from steer.models.autoencoder import Autoencoder
-from steer.models.files import check_card, fill, read_card, write_card, write_tensors
+from steer.models.files import check_card, construct, fill, read_card, write_card, write_tensors
 from steer.models.network import FlowNetwork
 from steer.models.text import encode_prompts
 
@@ -50,12 +50,14 @@ def load(folder: Path, device: torch.device) -> Model:
     """The model of a folder; see steer.load_model."""
     card = read_card(folder)
     check_card(folder, card, {"path": ("linear",), "text": EMBEDDED})
-    net, autoencoder = FlowNetwork(**card["network"]), Autoencoder(**card["autoencoder"])
+    net = construct(FlowNetwork, card, "network", folder)
+    autoencoder = construct(Autoencoder, card, "autoencoder", folder)
     fill(net, folder / "flow.safetensors")
     fill(autoencoder, folder / "autoencoder.safetensors")
     net, autoencoder = net.to(device), autoencoder.to(device)
     towers = load_clip(card["text"], device=device)
-    return Model(net, Linear(), Words(towers, net), Show(autoencoder), (card["network"]["size"],), folder.name)
+    shape = (card["network"]["size"],)
+    return growing.read(Model(net, Linear(), Words(towers, net), Show(autoencoder), shape, folder.name), card, folder)
 
 
 def load_untrained(folder: Path, network: dict[str, Any]) -> Model:
@@ -68,16 +70,16 @@ def load_untrained(folder: Path, network: dict[str, Any]) -> Model:
 
 def save(model: Model, folder: Path) -> None:
     """Write a model of this kind; see steer.save_model."""
-    if not (isinstance(model.flow, FlowNetwork) and isinstance(model.decode, Show)):
+    net = growing.base(model.flow)
+    if not (isinstance(net, FlowNetwork) and isinstance(model.decode, Show)):
         raise ValueError(
             f"model={model.name!r} has a flow of type {type(model.flow).__name__}; save_model writes native models, "
             "whose flow is a FlowNetwork and whose decode is a Show"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "flow.safetensors", model.flow.state_dict())
+    write_tensors(folder / "flow.safetensors", net.state_dict())
     write_tensors(folder / "autoencoder.safetensors", model.decode.autoencoder.state_dict())
-    card = {
-        "kind": "drawing", "path": "linear", "text": "emoji-clip",
-        "network": model.flow.config, "autoencoder": model.decode.autoencoder.config,
-    }  # fmt: skip
-    write_card(folder, card)
+    write_card(folder, {
+        "kind": "drawing", "path": "linear", "text": "emoji-clip", "network": net.config,
+        "autoencoder": model.decode.autoencoder.config, "posterior": growing.write(model.flow, folder),
+    })  # fmt: skip

@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rewards.towers import read_weights
+
+T = TypeVar("T")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -34,10 +36,18 @@ def read_card(folder: Path) -> dict[str, Any]:
 def check_card(folder: Path, card: dict[str, Any], known: dict[str, Iterable[str]]) -> None:
     """Hold the values of some keys to those that are known; raises ValueError."""
     for key, values in known.items():
-        if card.get(key) not in values:
+        if card.get(key) not in tuple(values):
             raise ValueError(
                 f"{folder / 'model.json'}: {key}={card.get(key)!r} is not known here; known: {', '.join(values)}"
             )
+
+
+def construct(kind: Callable[..., T], card: dict[str, Any], key: str, folder: Path) -> T:
+    """The network that card[key] holds the settings of; raises ValueError where they are none of its."""
+    try:
+        return kind(**card[key])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'model.json'}: {key}={card.get(key)!r} makes no network: {error}") from error
 
 
 def fill(module: nn.Module, path: Path) -> None:

@@ -86,14 +86,12 @@ class FlowNetwork(nn.Module):
     size: numbers of a sample. token_size: of a word's state. width, depth, condition, queries: of the perceptron, its
     blocks, what modulates them, and the pool over the words.
     vocabulary, length: where words come as ids, whose states are learned here: how many, and how many a prompt.
-    guided: whether cond["guidance"] [b], a scale of guidance, is an input.
-    context: whether cond["x_t"] [b d] and cond["t"] [b], a point that the map's ends are to be draws of the posterior
-        of, are inputs; both start at zero, so that a trained network can be given them.
+    guided: whether cond["guidance"] [b], a scale of guidance, is an input; its weights start at zero.
     """
 
     def __init__(
         self, size: int, token_size: int, width: int = 896, depth: int = 4, condition: int = 384, queries: int = 6,
-        vocabulary: int | None = None, length: int = 16, guided: bool = False, context: bool = False,
+        vocabulary: int | None = None, length: int = 16, guided: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = {
@@ -101,15 +99,13 @@ class FlowNetwork(nn.Module):
             "condition": condition, "queries": queries,
         }  # fmt: skip
         self.config |= {"vocabulary": vocabulary, "length": length} if vocabulary else {}
-        self.config |= {k: True for k, on in (("guided", guided), ("context", context)) if on}
+        self.config |= {"guided": True} if guided else {}
         self.times = 128
         self.tokens = Words(vocabulary, length, token_size) if vocabulary else None
         self.pool = WordPool(token_size, queries, 64)
         self.words = nn.Sequential(nn.Linear(queries * 64, 512), nn.SiLU(), nn.Linear(512, condition))
         self.clock = nn.Sequential(nn.Linear(2 * self.times, 256), nn.SiLU(), nn.Linear(256, condition))
         self.scale = from_zero(nn.Linear(self.times, condition)) if guided else None
-        self.context = from_zero(nn.Linear(size, width)) if context else None
-        self.context_clock = from_zero(nn.Linear(2 * self.times, condition)) if context else None
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width, condition) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -127,23 +123,26 @@ class FlowNetwork(nn.Module):
             return {**cond, "words": self.describe(self.tokens(cond["ids"]), cond["ids"] != 0)}
         return {**cond, "words": self.describe(cond["tokens"], cond["mask"])}
 
-    def velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """v_{s,t}(x) [b d] at times s, t [b], told what `condition` gave."""
+    def start(self, x: Tensor, s: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The first hidden state [b w] of x at times s, t [b], and the condition [b c], before the blocks."""
         clock = self.clock(torch.cat([fourier(s, self.times), fourier(t, self.times)], 1))
         c = cond["words"] + clock
-        q = (s.square() + (1 - s).square())[:, None]
-        h = self.enter(x / q.sqrt())
         if self.scale is not None and "guidance" in cond:
             c = c + self.scale(fourier(cond["guidance"].log() / 3, self.times))
-        if self.context is not None and self.context_clock is not None and "x_t" in cond:
-            x_u, u = cond["x_t"], cond["t"]
-            r = (u.square() + (1 - u).square())[:, None].sqrt()
-            both = torch.cat([fourier(u, self.times), fourier(s, self.times)], 1)
-            h, c = h + self.context(x_u / r), c + self.context_clock(both)
+        q = (s.square() + (1 - s).square())[:, None]
+        return self.enter(x / q.sqrt()), c
+
+    def end(self, h: Tensor) -> Tensor:
+        """F [b d], the end of the chord, of the last hidden state [b w]."""
+        return self.leave(self.norm(h))
+
+    def velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """v_{s,t}(x) [b d] at times s, t [b], told what `condition` gave."""
+        h, c = self.start(x, s, t, cond)
         c = F.silu(c)
         for block in self.blocks:
             h = block(h, c)
-        return (self.leave(self.norm(h)) - x) / (1 - s).clamp_min(0.05)[:, None]
+        return (self.end(h) - x) / (1 - s).clamp_min(0.05)[:, None]
 
     def forward(self, x: Tensor, s: float | Tensor, t: float | Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
         """v_{s,t}(x) [b d]; raises ValueError without cond."""

@@ -1,9 +1,10 @@
-"""The native kind of model "picture": a vocabulary of its own, a flow map over latents of an autoencoder, or over pixels.
+"""The native kind of model "picture": its own vocabulary, a flow map over latents of an autoencoder or over pixels.
 
-A folder holds model.json, flow.safetensors and, with latents, autoencoder.safetensors. Nothing in model.json names code.
+A folder holds model.json, flow.safetensors and, with latents, autoencoder.safetensors; model.json names no code.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from torch import Tensor
 
 from rewards.towers import WordPieces
 from steer.interpolants import Linear
-from steer.models import Model
+from steer.models import Model, growing
 from steer.models.autoencoder import Autoencoder
-from steer.models.files import check_card, fill, read_card, write_card, write_tensors
+from steer.models.files import check_card, construct, fill, read_card, write_card, write_tensors
+from steer.models.grid import GridNetwork
 from steer.models.network import FlowNetwork
 from steer.models.patches import PatchNetwork
 
-NETWORKS = {"perceptron": FlowNetwork, "patches": PatchNetwork}
-Network = FlowNetwork | PatchNetwork
+NETWORKS = {"perceptron": FlowNetwork, "grid": GridNetwork, "patches": PatchNetwork}
+Network = FlowNetwork | GridNetwork | PatchNetwork
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ def build(
     pieces: WordPieces, network: dict[str, Any], kind: str, decode: Latents | Pixels, shape: tuple[int, ...], name: str
 ) -> Model:
     """A model with untrained weights: kind is a name in `NETWORKS`, network its settings without the sizes."""
-    if kind == "perceptron" and len(shape) != 1:
+    if kind != "patches" and len(shape) != 1:
         raise ValueError(f"network={kind!r} is for flat latents, got samples of shape {shape}; take patches")
-    sizes = {"size": shape[0]} if kind == "perceptron" else {"side": shape[-1]}
+    sizes = {"side": shape[-1]} if kind == "patches" else {"size": shape[0]}
     token_size = network.get("token_size", 64)
-    net = NETWORKS[kind](**{
-        **network, **sizes, "token_size": token_size, "vocabulary": pieces.vocab_size, "length": pieces.context,
-    })  # fmt: skip
+    words = {"token_size": token_size, "vocabulary": pieces.vocab_size, "length": pieces.context}
+    settings: dict[str, Any] = {**network, **sizes, **words}
+    make: Callable[..., Network] = NETWORKS[kind]
+    net = make(**settings)
     return Model(net, Linear(), Spell(pieces, net), decode, shape, name)
 
 
@@ -99,26 +102,29 @@ def load(folder: Path, device: torch.device) -> Model:
     """The model of a folder; see steer.load_model."""
     card = read_card(folder)
     check_card(folder, card, {"path": ("linear",), "architecture": NETWORKS})
-    net = NETWORKS[card["architecture"]](**card["network"])
+    net = construct(NETWORKS[card["architecture"]], card, "network", folder)
     fill(net, folder / "flow.safetensors")
     net = net.to(device)
-    decode = Pixels() if card["autoencoder"] is None else load_decoder(folder, card["autoencoder"], device)
+    decode = Pixels() if card.get("autoencoder") is None else load_decoder(folder, card["autoencoder"], device)
     pieces = WordPieces(tuple(card["words"]["pieces"]), card["words"]["context"])
-    return Model(net, Linear(), Spell(pieces, net), decode, tuple(card["shape"]), folder.name)
+    model = Model(net, Linear(), Spell(pieces, net), decode, tuple(card["shape"]), folder.name)
+    return growing.read(model, card, folder)
 
 
 def save(model: Model, folder: Path) -> None:
     """Write a model of this kind; see steer.save_model."""
-    assert isinstance(model.flow, Network) and isinstance(model.encode, Spell)
+    net = growing.base(model.flow)
+    assert isinstance(net, Network) and isinstance(model.encode, Spell)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "flow.safetensors", model.flow.state_dict())
+    write_tensors(folder / "flow.safetensors", net.state_dict())
     latents = model.decode if isinstance(model.decode, Latents) else None
     if latents:
         write_tensors(folder / "autoencoder.safetensors", latents.autoencoder.state_dict())
     pieces = model.encode.pieces
     write_card(folder, {
         "kind": "picture", "path": "linear", "shape": list(model.shape),
-        "architecture": next(name for name, kind in NETWORKS.items() if isinstance(model.flow, kind)),
-        "network": model.flow.config, "autoencoder": latents and latents.autoencoder.config,
+        "architecture": next(name for name, kind in NETWORKS.items() if isinstance(net, kind)),
+        "network": net.config, "autoencoder": latents and latents.autoencoder.config,
         "words": {"pieces": list(pieces.pieces), "context": pieces.context},
+        "posterior": growing.write(model.flow, folder),
     })  # fmt: skip

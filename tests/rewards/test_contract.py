@@ -6,7 +6,7 @@ from torch import Tensor
 
 import rewards
 
-PROMPTS = ["a red heart", "a fox", "a blue fox on a yellow background"]
+PROMPTS = ["a blue square", "a black square", "two red circles"]
 WRAPPED = {
     "sum": rewards.WeightedSum((rewards.Redness(), rewards.Clip()), (10.0, 1.0)),
     "negated": rewards.Negated(rewards.Brightness()),
@@ -24,8 +24,13 @@ def reward(request: pytest.FixtureRequest) -> rewards.Reward:
 
 
 def pictures() -> Tensor:
-    smooth = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.interpolate(smooth, (64, 64), mode="bilinear")
+    """Smooth pale colours; the first two with a blue square in the middle, the third with noise there."""
+    rng = torch.Generator().manual_seed(0)
+    smooth = 1 - 0.15 * torch.rand(3, 3, 8, 8, generator=rng)
+    images = torch.nn.functional.interpolate(smooth, (64, 64), mode="bilinear")
+    images[:2, :, 20:44, 20:44] = torch.tensor([0.11, 0.31, 0.93]).view(3, 1, 1)
+    images[2, :, 20:44, 20:44] = torch.rand(3, 24, 24, generator=rng)
+    return images
 
 
 def test_one_score_a_picture(reward: rewards.Reward) -> None:

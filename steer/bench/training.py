@@ -1,0 +1,239 @@
+"""What the objectives teach a small network of the plane, and what a step of each costs.
+
+Tables: "residuals", what each identity leaves over on an exact flow map; "ring", sliced W1 to the eight Gaussians of
+`steer.bench.problems.ring` after trainings of equal cost; "checkerboard", KL beside published figures; "cost", a step
+of each objective on the embedded model's network over one of plain flow matching.
+
+All trainings begin at the same random weights of the same network and make the same number of network calls, counted as
+`steer.bench.plane.Counted` does, with the same settings of the loop and equal weights for all rows unless the objective
+has none of its own to replace: weights learned beside the map (`LearnedWeight`) need longer trainings than these.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer import settings
+from steer.analytic import GaussianMixture
+from steer.bench import plane, step_cost
+from steer.bench.problems import ring
+from steer.data.mixture import Checkerboard, Points
+from steer.flow_map import Cond, FlowMap
+from steer.interpolants import Linear, Time
+from steer.objectives import (
+    Batch,
+    Derivative,
+    FlowMatching,
+    LearnedWeight,
+    Objective,
+    SelfDistillation,
+    Student,
+    Uniform,
+)
+from steer.objectives.base import draw_rows
+from steer.objectives.self_distillation import eulerian, lagrangian, progressive
+from steer.training import Settings
+
+Row = dict[str, Any]
+STEPS = (1, 2, 4, 8)
+EULER = (1, 2, 4, 8, 16, 50)
+BOARD_STEPS = (1, 2, 4, 8, 16)
+AIM = 1.5  # of sliced W1 over its floor, at 2 steps
+MORE: dict[str, Callable[[], Objective]] = {
+    "esd": partial(SelfDistillation, "eulerian"),
+    "psd_midpoint": partial(SelfDistillation, "midpoint"),
+    "psd_uniform": partial(SelfDistillation, "uniform"),
+}
+"""Objectives of the table that may have no file in configs/objective."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+PUBLISHED: list[Row] = [
+    {"objective": "LSD, third-party reproduction", "training": "125k steps of 100k points", "kl, 1": 0.458,
+     "kl, 2": 0.430, "kl, 4": 0.352, "kl, 8": 0.265, "kl, 16": 0.251},
+    {"objective": "PSD-M, third-party reproduction", "training": "125k steps of 100k points", "kl, 1": 1.589,
+     "kl, 2": 0.893, "kl, 4": 0.520, "kl, 8": 0.322, "kl, 16": 0.267},
+    {"objective": "LSD, arXiv:2505.18825", "training": "125k steps of 100k points", "kl, 4": 0.07, "kl, 8": 0.07,
+     "kl, 16": 0.07},
+]  # fmt: skip
+"""KL of others by histograms of their own; the paper's is where its curve levels off."""
+PEER: Row = {"objective": "MeanFlow, published code, 8,000 steps (measured elsewhere)", "w1, 1": 0.23}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run: network calls of a training on the ring and on the board, samples, and sets of samples."""
+
+    ring: float = 4e6
+    board: float = 8e6
+    n: int = 4096
+    sets: int = 4
+    board_n: int = 200_000
+    batch: int = 256
+    width: int = 128
+    repeats: int = 9
+
+
+FAST = Size(ring=1e5, board=1e5, n=1024, sets=1, board_n=20_000, width=64, repeats=1)
+
+
+@dataclass(frozen=True)
+class ExactVelocity:
+    """The velocity of a mixture's flow as a teacher: v_{t,t} for any s."""
+
+    law: GaussianMixture
+
+    def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        """b_t(x) [b d]."""
+        return self.law.velocity(x, t)
+
+
+def run(fast: bool = False) -> dict[str, list[Row]]:
+    """The tables of this module; fast: the same with trainings too short to learn much."""
+    size = FAST if fast else Size()
+    return {
+        "residuals": residuals(16 if fast else 256),
+        "ring": on_ring(size),
+        "checkerboard": on_checkerboard(size),
+        "cost": step_cost.table(objectives(None, learned=True), size.repeats),
+    }
+
+
+def objectives(teacher: FlowMap | None, learned: bool = False) -> dict[str, Objective]:
+    """All objectives but those of posterior maps, by name; what distils takes the teacher (and is left out for None).
+
+    learned: whether weights learned beside the map stay, where they are the objective's choice.
+    """
+    made: dict[str, Objective] = {}
+    for name in settings.names("objective"):
+        goal = settings.build("objective", name)
+        if name.startswith("posterior") or (isinstance(goal, partial) and teacher is None):
+            continue
+        made[name] = goal(teacher=teacher) if isinstance(goal, partial) else goal
+    known = {goal.identity for goal in made.values() if isinstance(goal, SelfDistillation)}
+    made |= {name: goal for name, make in MORE.items() if (goal := make()).identity not in known}  # type: ignore[attr-defined]
+    return made if learned else {name: plain(goal) for name, goal in made.items()}
+
+
+def plain(objective: Any) -> Any:  # noqa: ANN401 (an objective)
+    """The objective with equal weights in place of learned ones."""
+    if isinstance(getattr(objective, "weighting", None), LearnedWeight):
+        return replace(objective, weighting=Uniform(objective.weighting.least))
+    inner = [f.name for f in fields(objective) if f.name == "objective"]
+    return replace(objective, objective=plain(objective.objective)) if inner else objective
+
+
+def loop(objective: Objective, flow: FlowMap, calls: float, batch: int) -> Settings:
+    """The settings of a training with so many network calls."""
+    steps = max(int(calls / batch / plane.calls_a_row(objective, flow)), 1)
+    return Settings(steps=steps, batch=batch, lr=3e-3, ema=(0.995,), tracker=None, save_every=steps, log_every=steps)
+
+
+def residuals(n: int) -> list[Row]:
+    """The largest number that each identity leaves over on the exact map of the ring, at n points, in float64.
+
+    With the map's own diagonal as teacher, and with the velocity in closed form (as a distillation has it). A MeanFlow
+    has no residual of its own: it is the Eulerian one with a velocity that is right on the average alone.
+    """
+    law, rng = ring(), torch.Generator().manual_seed(0)
+    s, t = torch.rand(2, n, generator=rng, dtype=torch.float64).sort(0).values
+    rows = draw_rows(Linear(), Batch(law.sample(n, rng=rng)), s, t, rng)
+    to_data = replace(rows, t=torch.ones_like(t))
+    h, half = torch.rand(n, generator=rng, dtype=torch.float64), torch.full((n,), 0.5, dtype=torch.float64)
+    own = Student(law.flow())
+    taught, mode = replace(own, average=ExactVelocity(law)), Derivative("forward")
+    left: dict[str, Callable[[], Tensor]] = {
+        "lagrangian": lambda: lagrangian(own, rows, mode),
+        "eulerian": lambda: eulerian(own, rows, mode),
+        "midpoint": lambda: progressive(own, rows, half),
+        "uniform": lambda: progressive(own, rows, h),
+        "lagrangian, exact teacher": lambda: lagrangian(taught, rows, mode),
+        "eulerian, exact teacher": lambda: eulerian(taught, rows, mode),
+        "eulerian to t = 1 (consistency), exact teacher": lambda: eulerian(taught, to_data, mode),
+    }
+    return [{"identity": name, "largest residual": float(f().abs().max()), "aim": 1e-6} for name, f in left.items()]
+
+
+def on_ring(size: Size) -> list[Row]:
+    """One row an objective: sliced W1 at 1 to 8 steps, and at 2 over the floor; the same of flow matching by Euler.
+
+    The floor is that of as many exact draws. Consistency models go on by fresh noise, all others by jumps.
+    """
+    law, rng = ring(), torch.Generator().manual_seed(1)
+    std = float(law.cov.diagonal().mean().sqrt())
+    floor = plane.distance(law, [law.sample(size.n, rng=rng) for _ in range(2 * size.sets)], rng)
+    rows: list[Row] = [{"objective": "exact draws (the floor)"} | {f"w1, {k}": floor for k in STEPS}]
+    for name, goal in objectives(ExactVelocity(law.to(torch.float32))).items():
+        start, flow = time.perf_counter(), plane.new(std, width=size.width)
+        run_ = loop(goal, flow, size.ring, size.batch)
+        flow = plane.train(goal, law, flow, run_)
+        row: Row = {"objective": name, "training": f"{run_.steps} steps of {run_.batch}", "seconds": time.perf_counter() - start}
+        if isinstance(goal, FlowMatching):
+            rows.append({**row, "objective": f"{name}, Euler"} | _euler(law, flow, size))
+        else:
+            rows.append(row | _jumps(law, flow, size, renoised="consistency" in name))
+            rows[-1]["of the floor, 2"] = rows[-1]["w1, 2"] / floor
+    return [*rows, PEER]
+
+
+def _jumps(law: GaussianMixture, flow: FlowMap, size: Size, renoised: bool) -> Row:
+    rng = torch.Generator().manual_seed(2)
+    return {
+        f"w1, {k}": plane.distance(law, [plane.draw(flow, size.n, k, rng, renoised) for _ in range(size.sets)], rng)
+        for k in STEPS
+    }
+
+
+def _euler(law: GaussianMixture, flow: FlowMap, size: Size) -> Row:
+    rng = torch.Generator().manual_seed(2)
+    return {
+        f"w1, {k}": plane.distance(law, [plane.euler(flow, size.n, k, rng) for _ in range(size.sets)], rng)
+        for k in EULER
+    }
+
+
+def on_checkerboard(size: Size) -> list[Row]:
+    """KL of the histograms of samples at 1 to 16 steps, of exact draws, and as published."""
+    board, rng = Checkerboard(), torch.Generator().manual_seed(3)
+    exact = Points(board, seed=5).rows(range(size.board_n))[0]
+    rows: list[Row] = [{"objective": "exact draws (the floor)"} | {f"kl, {k}": plane.histogram_kl(board, exact) for k in BOARD_STEPS}]
+    chosen = ("lagrangian", "midpoint", "uniform")
+    for identity in chosen:
+        goal = SelfDistillation(identity, weighting=Uniform())
+        flow = plane.new(board.std, width=size.width)
+        run_ = loop(goal, flow, size.board, size.batch)
+        flow = plane.train(goal, board, flow, run_)
+        kl = {f"kl, {k}": plane.histogram_kl(board, plane.draw(flow, size.board_n, k, rng)) for k in BOARD_STEPS}
+        rows.append({"objective": identity, "training": f"{run_.steps} steps of {run_.batch}"} | kl)
+    return [*rows, *PUBLISHED]
+
+
+def plot(tables: dict[str, list[Row]]) -> bytes:
+    """PNG: sliced W1 against steps, a line an objective, flow matching by Euler steps dashed, the floor grey."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    floor, *rows = tables["ring"]
+    for i, row in enumerate(rows):
+        steps = [int(key.removeprefix("w1, ")) for key in row if key.startswith("w1, ")]
+        euler, style = "Euler" in row["objective"], ("o-", "s--", "^:")[i // len(COLOURS) % 3]
+        axes.plot(
+            steps, [row[f"w1, {k}"] for k in steps], "k*" if row is PEER else "k.--" if euler else style,
+            color=None if row is PEER or euler else COLOURS[i % len(COLOURS)], markersize=5 if row is PEER else 3.5,
+            linewidth=1, label=row["objective"],
+        )  # fmt: skip
+    axes.axhline(floor["w1, 2"], color="0.5", linewidth=0.8, label=floor["objective"])
+    axes.set(xscale="log", yscale="log", xlabel="network calls a sample", ylabel="sliced W1 to the ring")
+    axes.set_xticks(EULER, [str(k) for k in EULER])
+    axes.minorticks_off()
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,66 @@
+"""What is trained, as one module whose forward pass is the loss."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from steer.draws import Shard
+from steer.flow_map import Cond
+from steer.interpolants import Time
+from steer.objectives import Batch, LearnedWeight, Objective, Student, TimeWeight
+
+
+class Learner(nn.Module):
+    """What is trained, as one module whose forward pass is the loss of a batch.
+
+    So distributed data parallelism sees every use of the weights, those inside a jvp too.
+    """
+
+    def __init__(self, flow: nn.Module, objective: Objective, student: Student, seed: int = 0) -> None:
+        super().__init__()
+        self.flow = flow
+        self.weight = _weight(seed) if needs_weight(objective) else None
+        self.objective, self.student = objective, student
+
+    def forward(
+        self, batch: Batch, rng: Shard, average: nn.Module | None, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what to write down."""
+        student = replace(
+            self.student, flow=self.flow, average=None if average is None else Own(average), weight=self.weight,
+            progress=progress, null=_described(self.flow, self.student.null),
+        )  # fmt: skip
+        return self.objective(student, replace(batch, cond=_described(self.flow, batch.cond)), rng)
+
+
+class Own:
+    """A network that reads the words itself, rather than take what the one in training has made of them."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        self.flow = flow
+
+    def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        """v_{s,t}(x) [b *d]."""
+        return self.flow(x, s, t, None if cond is None else {k: c for k, c in cond.items() if k != "words"})
+
+
+def needs_weight(objective: object) -> bool:
+    """Whether an objective, or one that it wraps, weighs its rows by a learned function of their times."""
+    inner = getattr(objective, "objective", None)
+    return isinstance(getattr(objective, "weighting", None), LearnedWeight) or (
+        inner is not None and needs_weight(inner)
+    )
+
+
+def _weight(seed: int) -> TimeWeight:
+    """A fresh one, the same in any process and after any restart."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TimeWeight()
+
+
+def _described(flow: nn.Module, cond: Cond) -> Cond:
+    """What a network that reads words makes of them, once for all calls of a step."""
+    describe = getattr(flow, "condition", None)
+    return cond if cond is None or describe is None else describe(cond)
