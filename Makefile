@@ -40,10 +40,11 @@ format: $(STAMP)  ## rewrite the code as ruff formats it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the figures: exact laws, the embedded model, the overhead
+bench: $(STAMP)  ## the figures: exact laws, the embedded model, the overhead, the training
 	$(BIN)/steer bench exact
 	$(BIN)/steer bench embedded
 	$(BIN)/steer bench overhead
+	$(BIN)/steer bench training
 
 notebooks: $(STAMP)  ## run the notebooks and store what they show
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks

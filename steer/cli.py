@@ -1,4 +1,4 @@
-"""The command line: `steer sample`, `steer bench`, `steer list`, each with hydra overrides after it."""
+"""The command line: `steer sample`, `steer train`, `steer bench`, `steer list`, each with hydra overrides after it."""
 
 import re
 import sys
@@ -20,8 +20,12 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer sample prompt="a house" method=smc method.ess_threshold=0.8
   steer sample prompt="a house" want=best budget=256 chunk.decoder=16
   steer sample --help                                      every key, with its default
-  steer bench exact|embedded|overhead [fast=true]          print figures and write them
-  steer list                                               models, methods and rewards by name
+  steer train experiment=emoji                             the embedded model from scratch; out=runs/emoji
+  steer train data=folder data.path=pictures network=patches out=runs/mine
+  steer train model=runs/mine teacher=runs/mine objective=distil out=runs/fast
+  steer bench NAME [fast=true]                             print figures and write them; NAME: exact, embedded,
+                                                           compositional, values, training, overhead
+  steer list                                               models, methods, rewards, objectives, ... by name
 
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
 """
@@ -160,10 +164,10 @@ def run_bench(overrides: list[str]) -> None:
 
 
 def run_list(overrides: list[str]) -> None:
-    """`steer list`: the names of the three groups."""
+    """`steer list`: the names of the groups."""
     if overrides:
         raise ValueError(f"steer list takes no settings, got {overrides[0]!r}; leave it out")
-    groups = ("model", "method", "reward")
+    groups = ("model", "method", "reward", "data", "objective", "network", "experiment")
     _print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
 
 

@@ -47,15 +47,20 @@ def whole(x: Tensor) -> Tensor:
 
 
 def full_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """All weights, and the optimiser's state by the names of the weights: tensors, and settings that JSON holds."""
+    """All weights, and the optimiser's state by the names of the weights: tensors, and settings that JSON holds.
+
+    Every process must ask; of several, the first alone is given all of it, and the others nothing.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, state = get_state_dict(module, _inner(optimiser), options=options)
+    weights, found = get_state_dict(module, _inner(optimiser), options=options)
     tensors = {f"module.{k}": v for k, v in weights.items()}
-    for name, values in state["state"].items():  # type: ignore[union-attr]
+    state: Any = found.get("state", {})
+    for name, values in state.items():
         tensors |= {f"{STATE}{name}|{key}": torch.as_tensor(v) for key, v in values.items()}
-    return tensors, [dict(group) for group in state["param_groups"]]  # type: ignore[arg-type]
+    groups: Any = found.get("param_groups", [])
+    return tensors, [dict(group) for group in groups]
 
 
 def load_full_state(

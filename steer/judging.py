@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import rewards
 from steer.flow_map import jump
@@ -24,11 +25,12 @@ class Judging:
         """Mean rewards at one call and at four, and a sheet of pictures made with four."""
         figures: dict[str, float] = {}
         for calls in (1, 4):
-            cond = model.encode(self.captions)
-            x = self.noise.to(next(iter(cond.values())).device if cond else "cpu")
+            place = _device(model.flow)
+            cond = {key: c.to(place) for key, c in (model.encode(self.captions) or {}).items()} or None
+            x = self.noise.to(place)
             for k in range(calls):
                 x = jump(model.flow, x, k / calls, (k + 1) / calls, cond)
-            images = model.decode(x).float().cpu()
+            images = model.decode(x.to(_device(model.decode))).float().cpu()
             if self.reward is not None:
                 figures[f"{rewards.name_of(self.reward)}_{calls}"] = float(self.reward(images, self.captions).mean())
                 check = getattr(self.reward, "check", None)
@@ -51,3 +53,10 @@ class Judging:
         Image.fromarray((tiles * 255).round().byte().numpy()).save(buffer, format="PNG")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(buffer.getvalue(), self.folder / f"step-{step:08d}.png")
+
+
+def _device(part: object) -> torch.device:
+    """Where the weights of a part of a model are: a network in training may have moved away from its decoder."""
+    inside = [part, *getattr(part, "__dict__", {}).values()]
+    weights = (p for m in inside if isinstance(m, nn.Module) for p in m.parameters())
+    return next((p.device for p in weights), torch.device("cpu"))

@@ -1,5 +1,7 @@
 """What is trained, as one module whose forward pass is the loss."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -55,9 +57,19 @@ def needs_weight(objective: object) -> bool:
 
 def _weight(seed: int) -> TimeWeight:
     """A fresh one, the same in any process and after any restart."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")):
         return TimeWeight()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The world's own generators, of which a few modules draw, hold a seed inside; then what they held before."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def _described(flow: nn.Module, cond: Cond) -> Cond:

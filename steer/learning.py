@@ -1,5 +1,6 @@
 """`train`: where data, a network, an objective and the loop meet."""
 
+import copy
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -72,9 +73,9 @@ def train(
     assert isinstance(start.flow, nn.Module)
     start = grow(start, posterior) if posterior else replace(start, flow=start.flow.train().requires_grad_(True))
     assert isinstance(start.flow, nn.Module)
-    table = _rows(source, start, rows, folder)
     student = Student(start.flow, start.path, metric=_metric(start))
     judging = Judging(start, _captions(source), judge, folder / "samples")
+    table = _rows(source, start, rows, folder)
     trainer = Trainer(
         start.flow, goal, table, loop, folder, student=student, progress=progress,
         save=lambda flow, to: save_model(with_flow(start, flow), to),
@@ -103,7 +104,8 @@ def _objective(objective: Any, teacher: Model | None) -> Objective:  # noqa: ANN
 def _start(source: Any, model: str | Path | Model | None, network: dict[str, Any], seed: int) -> Model:  # noqa: ANN401
     """The model that training begins with."""
     if isinstance(model, Model):
-        return model
+        assert isinstance(model.flow, nn.Module)
+        return with_flow(model, copy.deepcopy(model.flow))  # the caller's stays as it is
     if model is not None:
         return load_model(model)
     kind = network.get("architecture", "perceptron")

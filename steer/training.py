@@ -23,7 +23,7 @@ from steer.averages import Averages
 from steer.distributed import full_state, load_full_state, make_accelerator
 from steer.draws import Shard, rand_like
 from steer.flow_map import Cond
-from steer.learner import Learner, Own
+from steer.learner import Learner, Own, seeded
 from steer.objectives import Batch, Objective, Student
 from steer.sameness import check_same, described, some_rows
 from steer.stopping import Signals, Stopped
@@ -98,6 +98,7 @@ class Trainer:
             trained, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=fused
         )
         self.learner, self.optimiser = self.accelerator.prepare(learner, optimiser)
+        self.plain: Learner = self.accelerator.unwrap_model(self.learner)
         self.averages.start(self.plain.flow)
         self.step, self.means, self.signals = 0, Means(), Signals()
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
@@ -106,11 +107,6 @@ class Trainer:
     def main(self) -> bool:
         """Whether this is the first process."""
         return self.accelerator.is_main_process
-
-    @property
-    def plain(self) -> Learner:
-        """The learner without what accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.learner)
 
     def run(self) -> nn.Module:
         """Train to the last step; returns the flow with the first of the averaged weights.
@@ -181,7 +177,8 @@ class Trainer:
             ahead = part + 1 < settings.accumulate
             with self.accelerator.no_sync(self.learner) if ahead else nullcontext():
                 loss, metrics = self._part(index, part)
-                self.accelerator.backward(loss / settings.accumulate)
+                scale = self.accelerator.scaler  # as accelerator.backward, less its search for packages at each call
+                (loss / settings.accumulate if scale is None else scale.scale(loss / settings.accumulate)).backward()
             for key, value in {"loss": loss, **metrics}.items():
                 share = value.detach() / settings.accumulate
                 sums[key] = sums[key] + share if key in sums else share
@@ -189,8 +186,9 @@ class Trainer:
         row = {**sums, "loss": self._told(sums["loss"]), "norm": float("nan" if norm is None else norm)}
         if not (math.isfinite(row["loss"]) and (settings.precision == "fp16" or math.isfinite(row["norm"]))):
             raise FloatingPointError(self._not_finite(row, index))
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        stepping = self.optimiser.optimizer if self.accelerator.scaler is None else self.optimiser
+        stepping.step()
+        stepping.zero_grad()
         self.averages.update(self.plain.flow, self.step)
         self.step += 1
         self.means.add({**row, "lr": rate})
@@ -209,8 +207,7 @@ class Trainer:
         if cond is not None and self.data.null is not None:
             cond = {k: torch.where(_beside(dropped, c), self.data.null[k].to(c), c) for k, c in cond.items()}
         batch = Batch(x1, cond, None if cond is None else dropped)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed + rank)  # for dropout, which takes no generator; what was before is put back
+        with seeded(seed + rank, self.device):  # for dropout, which takes no generator
             return self.learner(batch, rng, self.averages.first, self.step / settings.steps)
 
     def _told(self, loss: Tensor) -> float:

@@ -1,5 +1,7 @@
 """A training that takes milliseconds: a small network, rows in the plane with labels, and a run of both."""
 
+# ruff: noqa: ANN401 (settings of any kind)
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def trainer(folder: Path, *, flow: nn.Module | None = None, data: Any = None, go
     """A trainer of the small network: `more` are its settings, and what else a trainer takes."""
     parts = {key: more.pop(key) for key in ("student", "save", "judge", "facts") if key in more}
     settings = Settings(**{"steps": 12, "batch": 16, "save_every": 4, "lr": 0.01, "tracker": None} | more)
-    flow, data, goal = flow or Network(), data or Rows(), goal or objective()
+    flow, data, goal = flow or Network(), Rows() if data is None else data, goal or objective()
     return Trainer(flow, goal, data, settings, folder, progress=False, **parts)
 
 

@@ -1,4 +1,4 @@
-"""A small flow map of the plane: its training by any objective with a given number of network calls, and its samples."""
+"""A small flow map of the plane: its training with a given number of network calls, and its samples."""
 
 import math
 import tempfile
@@ -82,7 +82,7 @@ def calls_a_row(objective: Objective, flow: FlowMap, rows: int = 64) -> float:
     return counted.calls / rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rows:
     """The points of a law, as the trainer reads them."""
 
@@ -131,16 +131,17 @@ def distance(law: GaussianMixture, sets: Sequence[Tensor], rng: torch.Generator)
 def histogram_kl(board: Checkerboard, x: Tensor) -> float:
     """KL(data | samples x [n 2]) in nats, of the shares in `BINS` x `BINS` bins of each square of the board.
 
-    The data's shares are exact, those of samples are counts and a half: with n exact draws it is about half the number
-    of filled bins over n. What lies outside of the board is one more bin.
+    The data's shares are exact, those of samples counts, and a half in each bin that has data: with n exact draws it is
+    about half the number of these over n. What lies outside of the board is one more bin.
     """
     side = board.squares * BINS
     cell = ((x.double() + board.half_width) / (2 * board.half_width) * side).floor().long()
     inside = ((cell >= 0) & (cell < side)).all(1)
     flat = torch.where(inside, cell[:, 0] * side + cell[:, 1], side * side)
-    counts = torch.bincount(flat, minlength=side * side + 1).double() + 0.5
+    counts = torch.bincount(flat, minlength=side * side + 1).double()
     centre = (torch.cartesian_prod(*[torch.arange(side, dtype=torch.float64)] * 2) + 0.5) / side
     filled = board.filled((2 * centre - 1) * board.half_width)
     p = 1 / filled.sum().double()
-    q = (counts / counts.sum())[:-1][filled]
+    mine = counts[:-1][filled] + 0.5
+    q = mine / (counts.sum() + 0.5 * filled.sum())
     return float((p * (p / q).log()).sum())

@@ -17,7 +17,6 @@ from steer.objectives import Batch, Derivative, FlowMatching, Objective, Student
 
 Row = dict[str, Any]
 AIMS = {"lsd": 2.0, "mean_flow": 2.0}
-BATCH = 256
 
 
 class Held(TorchDispatchMode):
@@ -49,12 +48,17 @@ class Held(TorchDispatchMode):
         self.now -= self._known.pop(key)
 
 
-def table(objectives: Mapping[str, Objective], repeats: int) -> list[Row]:
-    """One row an objective, with its derivative by forward mode and by central differences where it takes one."""
+def table(make: Callable[[nn.Module], Mapping[str, Objective]], repeats: int, batch: int = 256) -> list[Row]:
+    """One row an objective, with its derivative by forward mode and by central differences where it takes one.
+
+    make: of a teacher (the network itself) the objectives by name. The network is that of the embedded emoji model, in
+    float32. A step is the loss of random latents told random words, its gradient and AdamW's update. "peak MB" is what
+    a step holds at most beyond the weights and the optimiser's two averages: gradients, activations and their like.
+    """
     flow = load_model("emoji", "cpu").flow
     assert isinstance(flow, nn.Module)
     flow = flow.train().requires_grad_(True)
-    work = {name: _step(flow, goal) for name, goal in _modes(objectives).items()}
+    work = {name: _step(flow, goal, batch) for name, goal in _modes(make(flow)).items()}
     seconds = medians(work, repeats)
     rows: list[Row] = []
     for name, step in work.items():
@@ -63,7 +67,7 @@ def table(objectives: Mapping[str, Objective], repeats: int) -> list[Row]:
         aim = AIMS.get(name.removesuffix(", forward"))
         rows.append({
             "objective": name, "seconds": seconds[name], "of flow matching": seconds[name] / seconds["flow_matching"],
-            "aim": aim, "rows a second": BATCH / seconds[name], "peak MB": held.most / 1e6,
+            "aim": aim, "rows a second": batch / seconds[name], "peak MB": held.most / 1e6,
         })  # fmt: skip
     return rows
 
@@ -79,12 +83,12 @@ def _modes(objectives: Mapping[str, Objective]) -> dict[str, Any]:
     return made
 
 
-def _step(flow: nn.Module, objective: Objective) -> Callable[[], None]:
+def _step(flow: nn.Module, objective: Objective, batch: int) -> Callable[[], None]:
     """One step on a batch of random latents, told random words: the loss, its gradient, the optimiser."""
     config: Any = flow.config
     rng, weight = torch.Generator().manual_seed(0), TimeWeight()
-    x1 = torch.randn(BATCH, config["size"], generator=rng)
-    words = torch.randn(BATCH, config["condition"], generator=rng)
+    x1 = torch.randn(batch, config["size"], generator=rng)
+    words = torch.randn(batch, config["condition"], generator=rng)
     student = Student(flow, weight=weight)
     optimiser = torch.optim.AdamW([*flow.parameters(), *weight.parameters()], 0.0)
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from steer.models.network import FlowNetwork, fourier, from_zero
 
 
+BACK = 0.2  # rho before training
+
+
 class Adapter(nn.Module):
     """up(silu(down(norm(h)) * (1 + scale(c)))), of low rank; 0 at the start."""
 
@@ -33,12 +36,14 @@ class PosteriorNetwork(nn.Module):
 
     is one view, of the time t* = sqrt(lam) / (1 + sqrt(lam)): E[x1 | z_s, x_u] = D_{t*}(t* S), with the base map's own
     denoiser D (GLASS Flows, arXiv:2509.25170). So the diagonal of the conditional map needs no training: here it is the
-    base map's, exactly. What is learned are its jumps, by a few weights that count t - s, beside the frozen base:
+    base map's, exactly. What they hold besides, ``w = (u z - s x_u) / |...|``, is standard normal and independent of
+    S and x1: it chooses among the draws. A jump noises the view by it, back to t' = t* (1 - rho (t - s) / (1 - s)), and
+    lets the base map jump from there:
 
-        v_{s,t}(z | x_u) = (F(t* S, t*, t* + (1 - t*) (t - s) / (1 - s)) + (t - s) (...) - z) / max(1 - s, 0.05)
+        v_{s,t}(z | x_u) = (F(t' S + kappa w, t', t' + (1 - t') (t - s) / (1 - s)) + (t - s) (...) - z) / max(1 - s, 0.05)
 
-    At the start X_{0,1}(z | x_u) is X_{u,1}(x_u) for every z; training makes its ends as various as the posterior is
-    (Meta flow maps, arXiv:2601.14430; Posterior Diamond maps, arXiv:2602.05993).
+    With rho = .2 (times the share of the precision that is x_u's) this already lies close to GLASS's draws of many steps; rho and the terms in dots are learned, by a few
+    weights beside the frozen base (Meta flow maps, arXiv:2601.14430; Posterior Diamond maps, arXiv:2602.05993).
 
     base: whose weights stay. rank: of the adapters behind its blocks.
     """
@@ -50,6 +55,7 @@ class PosteriorNetwork(nn.Module):
         self.config = base.config
         self.noise = from_zero(nn.Linear(base.config["size"], width))
         self.clock = nn.Sequential(nn.Linear(3 * base.times, 256), nn.SiLU(), nn.Linear(256, condition))
+        self.back = from_zero(nn.Linear(condition, 1))
         self.adapters = nn.ModuleList(Adapter(width, condition, rank) for _ in base.blocks)
 
     def grown(self) -> dict[str, Tensor]:
@@ -75,17 +81,22 @@ class PosteriorNetwork(nn.Module):
         self, z: Tensor, s: Tensor, t: Tensor, cond: Mapping[str, Tensor], x_u: Tensor, u: Tensor
     ) -> Tensor:
         left, mine, other = 1 - s, s * (1 - u), u * (1 - s)
-        root = (mine.square() + other.square()).clamp_min(1e-12).sqrt()
-        seen = root / (root + left * (1 - u)).clamp_min(1e-6)  # t*
+        size = (mine.square() + other.square()).clamp_min(1e-12).sqrt()
+        seen = size / (size + left * (1 - u)).clamp_min(1e-6)  # t*
         view = (mine * (1 - u))[:, None] * z + (other * left)[:, None] * x_u
-        view = view * (seen / root.square())[:, None]
-        end = seen + (1 - seen) * (t - s) / left.clamp_min(0.05)
-        h, c = self.base.start(view, seen, end, cond)
-        step = (t - s)[:, None]
-        times = torch.cat([fourier(a, self.base.times) for a in (s, t, u)], 1)
-        c, own = F.silu(c), F.silu(c + self.clock(times))
-        scale = (s.square() + left.square()).sqrt()[:, None]
-        h = h + step * self.noise(z / scale)
+        view = view * (seen / size.square())[:, None]
+        alone = (size < 1e-5)[:, None]  # nothing is seen yet: all of z is noise
+        rest = torch.where(alone, z, (u[:, None] * z - s[:, None] * x_u) / size[:, None])
+        own = self.clock(torch.cat([fourier(a, self.base.times) for a in (s, t, u)], 1))
+        share, step = (t - s) / left.clamp_min(0.05), (t - s)[:, None]
+        rho = BACK * self.back(F.silu(own))[:, 0].exp() * (other / size).square()
+        start = seen * (1 - (rho * share).clamp(0, 1))
+        ratio = start / seen.clamp_min(1e-6)
+        kappa = ((1 - start).square() - (ratio * (1 - seen)).square()).clamp_min(1e-12).sqrt()
+        point = ratio[:, None] * view + torch.where(alone, 1.0, kappa[:, None]) * rest
+        h, c = self.base.start(point, start, start + (1 - start) * share, cond)
+        c, own = F.silu(c), F.silu(c + own)
+        h = h + step * self.noise(rest)
         for block, adapter in zip(self.base.blocks, self.adapters, strict=True):
             h = block(h, c) + step * adapter(h, own)
         return (self.base.end(h) - z) / left.clamp_min(0.05)[:, None]

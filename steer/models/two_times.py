@@ -51,5 +51,3 @@ class TwoTimes(nn.Module):
     def _add(self, module: nn.Module, arguments: Any, embedding: Tensor) -> Tensor:  # noqa: ANN401 (a torch hook)
         """The hook: nothing when the network is called by itself."""
         return embedding if self._told is None else embedding + self._told
-
-

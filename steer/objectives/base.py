@@ -94,6 +94,10 @@ class Rows:
         x, slope, s, t, x1 = (a[rows] for a in (self.x, self.slope, self.s, self.t, self.x1))
         return Rows(x, slope, s, t, x1, take(self.cond, rows), dropped)
 
+    def ending(self, t: Tensor) -> "Rows":
+        """The same with other end times [b]."""
+        return replace(self, t=t)
+
     def told(self, **more: Tensor) -> "Rows":
         """The same with more in the condition."""
         return replace(self, cond={**(self.cond or {}), **more})

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,8 +46,8 @@ class Derivative:
                 return self._central(f, primals, tangents)
             try:
                 with sdpa_kernel(SDPBackend.MATH):
-                    value, slope = torch.func.jvp(f, primals, tangents)
-                return value, slope
+                    both: Any = torch.func.jvp(f, primals, tangents)
+                return both
             except (NotImplementedError, RuntimeError) as error:
                 if self.mode == "forward" or "forward" not in str(error).lower():
                     raise

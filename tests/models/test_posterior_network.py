@@ -11,7 +11,7 @@ from steer.interpolants import Linear
 from steer.models import Model, load_model, save_model
 from steer.models.growing import grow
 from steer.models.network import FlowNetwork
-from steer.models.posterior_network import PosteriorNetwork
+from steer.models.posterior_network import BACK, PosteriorNetwork
 from steer.posterior import Learned
 
 D = 12
@@ -52,10 +52,12 @@ def test_the_diagonal_is_that_of_glass(s: float, grown: PosteriorNetwork, rng: t
     assert torch.allclose(grown(z, s, s, {**cond, **context}), expected, atol=1e-5)
 
 
-def test_before_training_its_ends_are_the_base_maps_jumps(base: FlowNetwork, rng: torch.Generator) -> None:
-    z, x, cond = torch.randn(6, D, generator=rng), torch.randn(6, D, generator=rng), told(rng)
-    end = jump(PosteriorNetwork(base), z, 0.0, 1.0, {**cond, "x_t": x, "t": torch.full((6,), 0.4)})
-    assert torch.allclose(end, jump(base, x, 0.4, 1.0, cond), atol=1e-5)
+def test_before_training_it_renoises_and_jumps(base: FlowNetwork, rng: torch.Generator) -> None:
+    z, x, cond, u = torch.randn(6, D, generator=rng), torch.randn(6, D, generator=rng), told(rng), 0.4
+    end = jump(PosteriorNetwork(base), z, 0.0, 1.0, {**cond, "x_t": x, "t": torch.full((6,), u)})
+    back = u * (1 - BACK)
+    kappa = math.sqrt((1 - back) ** 2 - (back / u * (1 - u)) ** 2)
+    assert torch.allclose(end, jump(base, back / u * x + kappa * z, back, 1.0, cond), atol=1e-5)
 
 
 def test_without_a_context_it_is_the_base(grown: PosteriorNetwork, rng: torch.Generator) -> None:
