@@ -65,5 +65,8 @@ train: $(STAMP)  ## train the embedded weights from scratch, in order (hours)
 	$(BIN)/python scripts/train_clip.py configs/train/emoji-clip.json
 	$(BIN)/python scripts/train_clip.py configs/train/emoji-clip-judge.json
 	$(BIN)/python scripts/train_autoencoder.py configs/train/autoencoder.json
-	$(BIN)/python scripts/train_flow.py configs/train/flow.json
+	$(BIN)/steer train experiment=emoji
 	$(BIN)/python scripts/train_autoencoder.py configs/train/decoder.json
+	$(BIN)/python scripts/train_shapes_autoencoder.py configs/train/shapes-autoencoder.json
+	$(BIN)/steer train experiment=shapes
+	$(BIN)/python scripts/train_shapes_autoencoder.py configs/train/shapes-decoder.json

@@ -1,7 +1,7 @@
 """Train the layered autoencoder of the embedded model: steer/models/assets/emoji/autoencoder.safetensors.
 
     python scripts/train_autoencoder.py configs/train/autoencoder.json
-    python scripts/train_autoencoder.py configs/train/decoder.json      # later, beside train_flow.py
+    python scripts/train_autoencoder.py configs/train/decoder.json      # later, beside the flow map
 
 The second run goes on with the decoder alone, the latents as they are, while the flow map is being trained on them.
 Latents carry Gaussian noise of standard deviation `noise` while a small penalty keeps their square near 1, which is a

@@ -19,7 +19,7 @@ class Averages:
     def __init__(self, net: nn.Module, decays: Sequence[float], device: torch.device) -> None:
         self.decays = tuple(decays)
         self.nets = [copy.deepcopy(net).to(device).eval().requires_grad_(False) for _ in decays]
-        self._weights = [list(average.parameters()) for average in self.nets]
+        self._weights: list[list[Tensor]] = [list(average.parameters()) for average in self.nets]
 
     @property
     def first(self) -> nn.Module:
@@ -39,7 +39,7 @@ class Averages:
         weights = [whole(p.detach()) for p in net.parameters()]
         buffers = [whole(b) for b in net.buffers()]
         for average, mine, share in zip(self.nets, self._weights, shares, strict=True):
-            torch._foreach_lerp_(mine, weights, share)
+            torch._foreach_lerp_(mine, weights, share)  # pyright: ignore[reportPrivateImportUsage]
             for ours, theirs in zip(average.buffers(), buffers, strict=True):
                 ours.copy_(theirs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steer.settings import CONFIGS, names, unknown
+from steer.stopping import Stopped
 
 USAGE = """\
 usage: steer COMMAND [KEY=VALUE ...] [--debug]
@@ -24,7 +25,7 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer train data=folder data.path=pictures network=patches out=runs/mine
   steer train model=runs/mine teacher=runs/mine objective=distil out=runs/fast
   steer bench NAME [fast=true]                             print figures and write them; NAME: exact, embedded,
-                                                           compositional, values, training, overhead
+                                                           values, training, overhead
   steer list                                               models, methods, rewards, objectives, ... by name
 
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
@@ -35,13 +36,16 @@ LONG = 200  # rows of a table that is written, but not printed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 after an error in the input, or 130 after an interruption."""
+    """Run a command; 0, 2 after an error in the input, 130 or 143 after it was told to stop."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, rest = "--debug" in arguments, [a for a in arguments if a != "--debug"]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _dispatch(rest)
+    except Stopped as stopped:
+        print(f"steer: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("steer: interrupted; no file is half-written", file=sys.stderr)
         return 130
@@ -128,15 +132,13 @@ def run_train(overrides: list[str]) -> None:
     plain = {key: _to_plain(config[key]) for key in config if key not in ("objective", "data", "experiment")}
     plain |= {key: tuple(plain[key]) for key in ("betas", "ema")}
 
-    from steer import train
-    from steer.training import Stopped
+    from accelerate import PartialState
 
-    try:
-        train(data=data, objective=objective, **plain)
-    except Stopped as stopped:
-        print(f"steer: {stopped}", file=sys.stderr)
-        return
-    print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
+    from steer import train
+
+    train(data=data, objective=objective, **plain)
+    if PartialState().is_main_process:
+        print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
 
 
 def run_bench(overrides: list[str]) -> None:

@@ -55,7 +55,7 @@ def full_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dic
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, found = get_state_dict(module, _inner(optimiser), options=options)
-    tensors = {f"module.{k}": v for k, v in weights.items()}
+    tensors: dict[str, Any] = {f"module.{k}": v for k, v in weights.items()}
     state: Any = found.get("state", {})
     for name, values in state.items():
         tensors |= {f"{STATE}{name}|{key}": torch.as_tensor(v) for key, v in values.items()}
@@ -73,7 +73,7 @@ def load_full_state(
     """
     from torch.distributed.checkpoint import state_dict as parts
 
-    weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
+    weights: dict[str, Any] = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(STATE):

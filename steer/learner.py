@@ -66,7 +66,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """The world's own generators, of which a few modules draw, hold a seed inside; then what they held before."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
-        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
         if cuda:
             torch.cuda.manual_seed(seed)
         yield

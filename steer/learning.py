@@ -64,6 +64,8 @@ def train(
         ValueError: a name, setting or combination that is not known or does not fit.
         FloatingPointError: the loss or its gradient is not finite.
     """
+    from accelerate import PartialState
+
     loop = Settings(**settings)
     folder = Path(out)
     source = build("data", data) if isinstance(data, str) else data
@@ -75,11 +77,13 @@ def train(
     assert isinstance(start.flow, nn.Module)
     student = Student(start.flow, start.path, metric=_metric(start))
     judging = Judging(start, _captions(source), judge, folder / "samples")
-    table = _rows(source, start, rows, folder)
+    with PartialState().main_process_first():
+        table = _rows(source, start, rows, folder)
     trainer = Trainer(
         start.flow, goal, table, loop, folder, student=student, progress=progress,
         save=lambda flow, to: save_model(with_flow(start, flow), to),
         judge=lambda flow, _, step: judging(with_flow(start, flow), step),
+        facts={"teacher": None if teacher is None else str(getattr(teacher, "name", teacher))},
     )  # fmt: skip
     trainer.run()
     return load_model(folder)

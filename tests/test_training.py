@@ -1,13 +1,10 @@
-"""The loop: exact resumption, accumulation, rates, clipping, what stops it and what it says then."""
+"""The loop: exact resumption, order of rows, accumulation, the plainest loop beside it, mixed precision."""
 
 # ruff: noqa: ANN401 (settings of any kind)
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,26 +118,6 @@ def test_parts_add_up_to_the_batch(parts: int, dtype: torch.dtype, tolerance: fl
     assert (a - b).abs().max() < tolerance < 0.01 < moved.norm()
 
 
-def test_rates_by_closed_form() -> None:
-    cosine = Settings(steps=1000, lr=2.0, warm_up=0.1, final=0.05, tracker=None)
-    assert cosine.rate(0) == 0.02 and cosine.rate(50) == pytest.approx(1.0) and cosine.rate(100) == 2.0
-    assert cosine.rate(550) == pytest.approx(2 * (0.05 + 0.95 / 2))
-    assert cosine.rate(325) == pytest.approx(2 * (0.05 + 0.95 * (1 + math.sqrt(0.5)) / 2))
-    assert cosine.rate(1000) == pytest.approx(0.1)
-    root = Settings(steps=900, lr=1.0, schedule="sqrt", warm_up=0.0, tracker=None)
-    assert root.rate(0) == root.rate(299) == 1 and root.rate(600) == pytest.approx(math.sqrt(0.5))
-    assert root.rate(899) == pytest.approx(math.sqrt(300 / 899))
-    flat = Settings(steps=10, lr=0.3, schedule="constant", warm_up=0.0, tracker=None)
-    assert {flat.rate(step) for step in range(10)} == {0.3}
-
-
-def test_the_rate_is_that_of_the_step(tmp_path: Path) -> None:
-    run = trainer(tmp_path, steps=10, warm_up=0.5, lr=0.04, log_every=1)
-    run.run()
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["lr"] for row in rows] == pytest.approx([run.settings.rate(k) for k in range(10)], rel=1e-5)
-
-
 def bare(flow: nn.Module, settings: Settings, steps: int, rows: Trainer) -> list[Tensor]:
     """The weights after each step of the plainest loop there is, on the batches of a trainer."""
     optimiser = torch.optim.AdamW(flow.parameters(), betas=settings.betas, weight_decay=settings.weight_decay)
@@ -203,63 +180,6 @@ def test_rows_lose_their_labels_at_the_rate_asked(tmp_path: Path) -> None:
     assert abs(float(share.mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(share))
 
 
-def test_a_nan_in_the_data_is_named(tmp_path: Path) -> None:
-    run = trainer(tmp_path, data=Rows(bad=[37]), save_every=1, steps=50)
-    at = next(step for step in range(50) if 37 in run.order(step))
-    with pytest.raises(FloatingPointError) as error:
-        run.run()
-    text = str(error.value)
-    assert text.startswith(f"step {at}: the loss is nan") and "rows [37] of the data" in text
-    assert str(run.order(at)[:8]) in text and (f"step-{at:08d}" if at else "none yet") in text
-    told = json.loads((tmp_path / "not_finite.json").read_text())
-    assert told["step"] == at and told["rows"] == run.order(at) and told["rows_not_finite"] == [37]
-    assert all(p.isfinite().all() for p in run.plain.parameters())  # nothing was learned from it
-
-
-def test_an_infinite_gradient_of_good_data(tmp_path: Path) -> None:
-    def goal(model: Student, batch: Batch, rng: Any) -> Any:
-        loss, more = objective("fm")(model, batch, rng)
-        return loss + (loss - loss.detach()).abs().sqrt(), more
-
-    with pytest.raises(FloatingPointError, match="all its data are finite; last good checkpoint: none yet; lower lr"):
-        trainer(tmp_path, goal=goal).run()
-
-
-OTHERS = {
-    "batch": ({"batch": 8}, "batch=8, but the run in .* began with 16; give the old one, or another folder"),
-    "seed": ({"seed": 5}, "seed=5, but .* began with 0"),
-    "decays": ({"ema": (0.9,)}, r"ema=\[0.9\], but .* began with \[0.999\]"),
-    "network": ({"flow": Network(width=8)}, "the checkpoint is .* network"),
-    "more rows": ({"data": Rows(81)}, "rows=81 was 80"),
-    "other rows": ({"data": Rows(seed=1)}, "rows of data are others"),
-    "objective": ({"goal": objective("fm")}, "objective=.*FlowMatching"),
-    "a setting of it": ({"goal": SelfDistillation("midpoint")}, "objective.identity=midpoint was lagrangian"),
-    "facts": ({"facts": {"teacher": "b"}}, "teacher=b was a"),
-    "fewer steps": ({"steps": 2}, "steps must be at least 4"),
-}
-
-
-@pytest.fixture(scope="module")
-def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("left")
-    losses(trainer(folder, facts={"teacher": "a"}), 5)
-    return folder
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_another_run_in_the_same_folder_is_refused(left: Path, other: str) -> None:
-    changed, message = OTHERS[other]
-    with pytest.raises(ValueError, match=message):
-        trainer(left, **{"facts": {"teacher": "a"}} | changed).run()
-
-
-def test_a_run_may_go_on_for_longer_and_in_parts(tmp_path: Path) -> None:
-    losses(trainer(tmp_path), 5)
-    run = trainer(tmp_path, steps=16, accumulate=2, keep=5, log_every=3)
-    with pytest.warns(UserWarning, match="steps was 12 and is 16 from step 4 on"):
-        assert len(losses(run)) == 12
-
-
 def test_a_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
     done = trainer(tmp_path)
     done.run()
@@ -305,31 +225,6 @@ def test_judgements_happen_once_each_and_are_made_up_for(tmp_path: Path) -> None
     assert [line["step"] for line in lines if "score" in line] == [4, 8, 12]
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"batch": 10, "accumulate": 4}, "batch must be a multiple of 1 processes times accumulate=4, got 10; take 12"),
-        ({"tracker": "wandb"}, "tracker='wandb' is not installed; pip install wandb, or take tracker=null"),
-        ({"tracker": "mlflow"}, "tracker must be one of tensorboard, wandb, None, got 'mlflow'"),
-        ({"ema": (0.9, 0.9)}, "none twice"),
-        ({"ema": ()}, "at least one"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"lr": float("nan")}, "lr must be above 0, got nan"),
-        ({"drop": 1.5}, "drop must be a share between 0 and 1, got 1.5"),
-        ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
-        ({"schedule": "linear"}, "schedule must be one of cosine, constant, sqrt, got 'linear'"),
-        ({"data": Rows(0)}, "data must hold at least one row"),
-    ],
-)
-def test_what_cannot_be_is_said_before_any_work(
-    changed: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("steer.training_settings.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=message):
-        trainer(tmp_path / "out", **changed)
-    assert not (tmp_path / "out").exists()
-
-
 def test_in_bf16_the_derivative_is_in_float32(tmp_path: Path) -> None:
     seen: set[tuple[bool, bool, torch.dtype]] = set()
 
@@ -358,63 +253,6 @@ def test_no_gradient_is_lost_in_bf16_after_a_call_without(tmp_path: Path) -> Non
         return model.flow(batch.x1, zeros, zeros, batch.cond).float().square().mean(), {}
 
     assert trainer(tmp_path, goal=goal, precision="bf16").update()["norm"] > 0
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from tiny import Rows, trainer
-from steer.training import Stopped
-
-class Slow(Rows):
-    def __call__(self, index):
-        time.sleep(0.02)
-        print("row", flush=True)
-        return super().__call__(index)
-
-try:
-    trainer(Path(sys.argv[1]), data=Slow(), steps=100_000, save_every=100_000).run()
-except Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(stopped.status)
-"""
-
-
-def test_an_interruption_stops_with_a_checkpoint_and_hands_the_signal_back(tmp_path: Path) -> None:
-    run, before = trainer(tmp_path, steps=500), signal.getsignal(signal.SIGINT)
-    update = run.update
-
-    def interrupt() -> dict[str, Any]:
-        if run.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return update()
-
-    run.update = interrupt  # type: ignore[method-assign]
-    with pytest.raises(Stopped, match="after step 3 of 500") as error:
-        run.run()
-    assert error.value.status == 130 and signal.getsignal(signal.SIGINT) == before
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
-
-
-def test_a_signal_to_a_real_process(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {"PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1", "PATH": ""}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for _ in range(5):
-        process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 143, told
-    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    step = json.loads((checkpoint / "state.json").read_text())["step"]
-    last = told.strip().splitlines()[-1]
-    assert last.startswith(
-        f"stopped as asked, after step {step} of 100000; the same command goes on from the checkpoint"
-    )
 
 
 def test_tensorboard_holds_the_loss_once_a_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each process of tests/test_distributed.py does: FOLDER SCENARIO ...; what it saw goes to FOLDER/NAME-RANK.json."""
+"""What each process of tests/test_distributed.py does: FOLDER NAME ...; what it saw goes to FOLDER/NAME-RANK.json."""
 
 # ruff: noqa: ANN401 (settings of any kind)
 

@@ -78,7 +78,7 @@ def calls_a_row(objective: Objective, flow: FlowMap, rows: int = 64) -> float:
     rng = torch.Generator().manual_seed(0)
     counted = Counted(flow)
     x = torch.randn(rows, 2, generator=rng)
-    objective(Student(counted, weight=lambda s, t: torch.zeros_like(s)), Batch(x), rng)
+    objective(Student(counted, average=counted, weight=lambda s, t: torch.zeros_like(s)), Batch(x), rng)
     return counted.calls / rows
 
 

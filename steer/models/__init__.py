@@ -12,7 +12,7 @@ from steer.flow_map import FlowMap
 from steer.interpolants import Interpolant
 
 ASSETS = Path(__file__).parent / "assets"
-MODELS = ("emoji", "shapes")
+MODELS = ("emoji",)
 KINDS = ("drawing", "picture")
 
 

@@ -84,9 +84,8 @@ def build(
     sizes = {"side": shape[-1]} if kind == "patches" else {"size": shape[0]}
     token_size = network.get("token_size", 64)
     words = {"token_size": token_size, "vocabulary": pieces.vocab_size, "length": pieces.context}
-    settings: dict[str, Any] = {**network, **sizes, **words}
     make: Callable[..., Network] = NETWORKS[kind]
-    net = make(**settings)
+    net = make(**(network | sizes | words))
     return Model(net, Linear(), Spell(pieces, net), decode, shape, name)
 
 

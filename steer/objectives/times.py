@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steer.draws import Rng, rand_like, randn_like
+from steer.draws import Rng, Shard, rand_like, randn_like
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Times:
         (s, t), kind = raw.sort(1).values.unbind(1), rand_like(like.new_empty(b), rng)
         s = torch.where(kind < self.from_noise, torch.zeros_like(s), s)
         t = torch.where(kind > 1 - self.to_data, torch.ones_like(t), t)
-        place = torch.arange(b, device=like.device, dtype=torch.float64)
+        first = rng.rank * b if isinstance(rng, Shard) else 0
+        place = torch.arange(first, first + b, device=like.device, dtype=torch.float64)
         on = ((place + 1) * self.diagonal).floor() > (place * self.diagonal).floor()
         alone = raw[:, 0] ** self.power if self.law == "uniform" else raw[:, 0]
         return torch.where(on, alone, s), torch.where(on, alone, t), on

@@ -41,15 +41,22 @@ class LearnedWeight:
 
     Attributes:
         least: as in `Uniform`, before the learned weight.
+        floor: e^w is ``floor + exp(...)``. A velocity's error has a variance that nothing can learn; that of a jump
+            falls to 0, near the diagonal by itself, and without a floor its weight, and the gradient, grow for ever.
     """
 
     least: float | None = None
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.floor <= 0:
+            raise ValueError(f"floor must be above 0, got {self.floor}")
 
     def __call__(self, loss: Tensor, s: Tensor, t: Tensor, model: Student) -> Tensor:
         """The weighted losses [b]; raises ValueError when the model has no weight network."""
         if model.weight is None:
             raise ValueError("weighting=LearnedWeight() needs model.weight; give weight=TimeWeight(), or Uniform()")
-        w = model.weight(s, t)
+        w = torch.logaddexp(model.weight(s, t), torch.full_like(s, math.log(self.floor)))
         return (-w).exp() * Uniform(self.least)(loss, s, t, model) + w
 
 
