@@ -105,7 +105,8 @@ def test_mistakes_are_named_before_any_work(change: dict, message: str, tmp_path
 def test_the_command_trains_and_goes_on(pictures: Path, tmp_path: Path) -> None:
     network = [f"network.{key}={value}" for key, value in TINY.items() if key != "architecture"]
     command = [
-        sys.executable, "-m", "steer", "train", "data=folder", f"data.path={pictures}", "data.size=16", "network=patches",
+        sys.executable, "-m", "steer", "train", "data=folder", f"data.path={pictures}", "data.size=16",
+        "network=patches",
         *network, f"out={tmp_path / 'out'}", "batch=8", "save_every=2", "tracker=null", "objective=flow_matching",
     ]  # fmt: skip
     for steps in (2, 4):

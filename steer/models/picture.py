@@ -91,8 +91,8 @@ def build(
 
 def load_decoder(folder: Path, config: dict[str, Any] | None = None, device: torch.device | str = "cpu") -> Latents:
     """The autoencoder of a folder, by the settings in its card or in autoencoder.json."""
-    config = config or json.loads((folder / "autoencoder.json").read_text(encoding="utf8"))
-    autoencoder = Autoencoder(**config)
+    settings: dict[str, Any] = config or json.loads((folder / "autoencoder.json").read_text(encoding="utf8"))
+    autoencoder = Autoencoder(**settings)
     fill(autoencoder, folder / "autoencoder.safetensors")
     return Latents(autoencoder.to(device))
 

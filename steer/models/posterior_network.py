@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from steer.models.network import FlowNetwork, fourier, from_zero
 
-
 BACK = 0.2  # rho before training
 
 
@@ -40,10 +39,12 @@ class PosteriorNetwork(nn.Module):
     S and x1: it chooses among the draws. A jump noises the view by it, back to t' = t* (1 - rho (t - s) / (1 - s)), and
     lets the base map jump from there:
 
-        v_{s,t}(z | x_u) = (F(t' S + kappa w, t', t' + (1 - t') (t - s) / (1 - s)) + (t - s) (...) - z) / max(1 - s, 0.05)
+        v_{s,t}(z | x_u) = (F + (t - s) (...) - z) / max(1 - s, 0.05)
+        F = F(t' S + kappa w, t', t' + (1 - t') (t - s) / (1 - s))
 
-    With rho = .2 (times the share of the precision that is x_u's) this already lies close to GLASS's draws of many steps; rho and the terms in dots are learned, by a few
-    weights beside the frozen base (Meta flow maps, arXiv:2601.14430; Posterior Diamond maps, arXiv:2602.05993).
+    With rho = .2 (times the share of the precision that is x_u's) this already lies close to GLASS's draws of many
+    steps; rho and the terms in dots are learned, by a few weights beside the frozen base (Meta flow maps,
+    arXiv:2601.14430; Posterior Diamond maps, arXiv:2602.05993).
 
     base: whose weights stay. rank: of the adapters behind its blocks.
     """

@@ -11,7 +11,7 @@ from steer.models.network import fourier, from_zero
 
 
 class TwoTimes(nn.Module):
-    """v_{s,t}(x) by a velocity network b(x, s, cond), told t through its own time embedding:
+    """v_{s,t}(x) by a velocity network b(x, s, cond), told t through its own time embedding.
 
         embedding <- embedding(s) + second(s, t),   second = 0 at the start
 

@@ -15,10 +15,11 @@ class FoldedGuidance:
     """The diagonal's target ``b + (1 - 1 / scale) sg(v_{t,t}(x | c) - v_{t,t}(x | nothing))``.
 
     Its fixed point is ``v(c) = scale b(c) + (1 - scale) v(nothing)``, the velocity under guidance of that scale;
-    rows without a prompt keep b. Guidance must act on the velocity: extrapolating v_{s,t} off the diagonal gives no flow
-    map.
+    rows without a prompt keep b. Guidance must act on the velocity: extrapolating v_{s,t} off the diagonal gives no
+    flow map.
 
-    Source: "Improved mean flows" (arXiv:2512.02012), section 4; "Visual generation without guidance" (arXiv:2501.15420).
+    Source: "Improved mean flows" (arXiv:2512.02012), section 4; "Visual generation without guidance"
+    (arXiv:2501.15420).
 
     Attributes:
         scale: 1 is no guidance.
