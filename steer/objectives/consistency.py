@@ -9,7 +9,7 @@ Source: "Consistency models" (arXiv:2303.01469); "Simplifying, stabilizing and s
 models" (arXiv:2410.11081), written with velocities.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -32,7 +32,8 @@ class Consistency:
 
     Attributes:
         teacher: a flow map whose velocity is distilled; None trains from data.
-        times: the law of s; `diagonal` is the share of rows that learn the velocity.
+        times: the law of s, drawn by itself and not as the lesser of two; the default looks more at data, since errors
+            travel from there to noise. `diagonal` is the share of rows that learn the velocity.
         weighting: of the rows.
         derivative: how the derivative is taken.
         c: of the tangent's normalisation; None leaves the tangent as it is.
@@ -40,7 +41,7 @@ class Consistency:
     """
 
     teacher: FlowMap | None = None
-    times: Times = Times(diagonal=0.25)
+    times: Times = Times(diagonal=0.25, law="logit-normal", mean=1.0, std=1.4)
     weighting: Weighting = Uniform()
     derivative: Derivative = field(default_factory=Derivative)
     c: float | None = 0.1
@@ -48,7 +49,8 @@ class Consistency:
 
     def __call__(self, model: Student, batch: Batch, rng: Rng) -> Loss:
         """The loss of a batch."""
-        rows, diagonal = prepare(model, batch, self.times, None, rng)
+        rows, _ = prepare(model, batch, replace(self.times, diagonal=1.0), None, rng)
+        diagonal = self.times.on_diagonal(batch.x1, rng)
         on, off = rows[diagonal], rows[~diagonal].ending(torch.ones_like(rows.t[~diagonal]))
         parts = {}
         if len(on):
@@ -56,7 +58,7 @@ class Consistency:
             parts["diagonal"] = (self.weighting(plain, on.s, on.t, model), plain)
         if len(off):
             error, plain = self._jumps(model, off)
-            parts["consistency"] = (self.weighting(error, off.s, off.s, model), plain)
+            parts["consistency"] = (self.weighting(error, off.s, off.t, model), plain)
         return total(parts, len(batch))
 
     def _jumps(self, model: Student, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,6 +77,7 @@ class Distillation:
         times, weighting, derivative: as in `steer.objectives.SelfDistillation`.
         c: of the Eulerian tangent's normalisation; None leaves it as it is.
         warm_up: the share of the training over which the Eulerian tangent's derivative comes in.
+        guidance: the scale of guidance of a teacher that is given as a flow map.
     """
 
     teacher: FlowMap | Teacher
@@ -86,6 +87,7 @@ class Distillation:
     derivative: Derivative = field(default_factory=Derivative)
     c: float | None = 0.1
     warm_up: float = 0.1
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.identity not in ("lagrangian", "eulerian"):
@@ -93,7 +95,7 @@ class Distillation:
 
     def __call__(self, model: Student, batch: Batch, rng: Rng) -> Loss:
         """The loss of a batch."""
-        teacher = self.teacher if isinstance(self.teacher, Teacher) else Teacher(self.teacher)
+        teacher = self.teacher if isinstance(self.teacher, Teacher) else Teacher(self.teacher, guidance=self.guidance)
         rows, diagonal = prepare(model, batch, self.times, None, rng)
         on, off = rows[diagonal], rows[~diagonal]
         parts = {}

@@ -55,8 +55,13 @@ class Times:
         (s, t), kind = raw.sort(1).values.unbind(1), rand_like(like.new_empty(b), rng)
         s = torch.where(kind < self.from_noise, torch.zeros_like(s), s)
         t = torch.where(kind > 1 - self.to_data, torch.ones_like(t), t)
-        first = rng.rank * b if isinstance(rng, Shard) else 0
-        place = torch.arange(first, first + b, device=like.device, dtype=torch.float64)
-        on = ((place + 1) * self.diagonal).floor() > (place * self.diagonal).floor()
+        on = self.on_diagonal(like, rng)
         alone = raw[:, 0] ** self.power if self.law == "uniform" else raw[:, 0]
         return torch.where(on, alone, s), torch.where(on, alone, t), on
+
+    def on_diagonal(self, like: Tensor, rng: Rng) -> Tensor:
+        """Which rows of a batch [b ...] lie on the diagonal [b]; nothing is drawn."""
+        b = like.shape[0]
+        first = rng.rank * b if isinstance(rng, Shard) else 0
+        place = torch.arange(first, first + b, device=like.device, dtype=torch.float64)
+        return ((place + 1) * self.diagonal).floor() > (place * self.diagonal).floor()

@@ -65,7 +65,8 @@ class AdaptiveWeight:
     """``l / sg(l + c)^power``: the gradient of a power 1 - `power` of the error, so that outliers count less.
 
     Source: "Consistency models made easy" (arXiv:2406.14548); "Mean flows for one-step generative modeling"
-    (arXiv:2505.13447), whose power is 1 and whose sums are over the numbers of a sample, as here.
+    (arXiv:2505.13447), whose power is 1. In few dimensions take a smaller one: at 1 the slopes of a ring's
+    points pull an error within the ring back by next to nothing.
 
     Attributes:
         power: 0 changes nothing.

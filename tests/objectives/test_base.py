@@ -106,12 +106,17 @@ def test_the_metric_and_the_sum_of_parts() -> None:
 
 
 def test_a_learned_weight_is_best_at_the_logarithm_of_the_loss() -> None:
-    """There exp(-w) l + w is least, and every row's gradient to l is 1 / l."""
+    """There exp(-w) l + w is least, and every row's gradient to l is 1 / l; e^w is a floor and what is learned."""
     loss = torch.tensor([0.1, 5.0], requires_grad=True)
-    w = loss.detach().log().requires_grad_()
-    LearnedWeight()(loss, loss, loss, Student(nothing, weight=lambda s, t: w)).sum().backward()
+    w = (loss.detach() - 0.05).log().requires_grad_()
+    LearnedWeight(floor=0.05)(loss, loss, loss, Student(nothing, weight=lambda s, t: w)).sum().backward()
     assert w.grad is not None and loss.grad is not None
     assert torch.allclose(w.grad, torch.zeros(2), atol=1e-6) and torch.allclose(loss.grad, 1 / loss)
+    tiny = torch.tensor([1e-9], requires_grad=True)
+    LearnedWeight(floor=0.05)(
+        tiny, tiny, tiny, Student(nothing, weight=lambda s, t: tiny.detach().log())
+    ).sum().backward()
+    assert tiny.grad is not None and torch.allclose(tiny.grad, torch.tensor([20.0]), rtol=1e-4)
     assert (TimeWeight()(torch.rand(5), torch.rand(5)) == 0).all()
     with pytest.raises(ValueError, match="needs model.weight"):
         LearnedWeight()(loss, loss, loss, Student(nothing))
