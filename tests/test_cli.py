@@ -124,7 +124,7 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["smaple"], "command='smaple' is unknown; known: sample, bench, list; did you mean 'sample'"),
+        (["smaple"], "command='smaple' is unknown; known: sample, train, bench, list; did you mean 'sample'"),
         (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
         (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
         (["sample", "prompt="], "prompt='' holds an empty text"),
@@ -141,7 +141,7 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "reward=math:sinh2"], "reward='math:sinh2' is unknown; known: .*did you mean 'math:sinh'"),
         (["sample", "out=file/inside"], r"out='file/inside' cannot be written"),
         (["sample", "method=guidance", "reward=jpeg-size"], "follows the reward's gradient"),
-        (["bench", "exakt"], "bench='exakt' is unknown; known: exact, embedded, overhead; did you mean 'exact'"),
+        (["bench", "exakt"], "bench='exakt' is unknown; known: exact, embedded, values, overhead, training; did you mean 'exact'"),
         (["list", "all"], "takes no settings"),
     ],
 )

@@ -21,14 +21,14 @@ FORWARD = Derivative("forward")
 @pytest.fixture
 def student(mixture: GaussianMixture, path: Interpolant) -> Student:
     """The exact map as its own teacher."""
-    flow = mixture.flow(path)
+    flow = mixture.flow(path, 1e-9)
     return Student(flow, path, average=flow)
 
 
 @pytest.fixture
 def rows(student: Student, mixture: GaussianMixture, rng: torch.Generator) -> Rows:
     """Points above the diagonal, off the ends, where VP and trigonometric paths are singular."""
-    x1 = mixture.sample(24, rng=rng)
+    x1 = mixture.sample(4, rng=rng)
     s, t, _ = Times(diagonal=0.0)(x1, rng)
     return draw_rows(student.path, Batch(x1), 0.05 + 0.9 * s, 0.05 + 0.9 * t, rng)
 
@@ -63,11 +63,11 @@ def test_terminal_velocity_and_distillation(student: Student, rows: Rows) -> Non
 def test_with_conditional_slopes_the_residual_is_zero_on_the_average(
     residual: object, mixture: GaussianMixture, rng: torch.Generator
 ) -> None:
-    student, x1 = Student(mixture.flow()), mixture.sample(4000, rng=rng)
-    s, t = torch.full((4000,), 0.3, dtype=x1.dtype), torch.full((4000,), 0.8, dtype=x1.dtype)
+    student, x1 = Student(mixture.flow()), mixture.sample(1500, rng=rng)
+    s, t = torch.full((1500,), 0.3, dtype=x1.dtype), torch.full((1500,), 0.8, dtype=x1.dtype)
     rows = draw_rows(Linear(), Batch(x1), s, t, rng)
     error = residual(student, rows, rows.slope, FORWARD)  # type: ignore[operator]
-    assert (error.mean(0).abs() < 4 * error.std(0) / 4000**0.5).all()
+    assert (error.mean(0).abs() < 4 * error.std(0) / 1500**0.5).all()
     assert worst(error) > 0.1  # a single row's is not
 
 
