@@ -141,7 +141,10 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "reward=math:sinh2"], "reward='math:sinh2' is unknown; known: .*did you mean 'math:sinh'"),
         (["sample", "out=file/inside"], r"out='file/inside' cannot be written"),
         (["sample", "method=guidance", "reward=jpeg-size"], "follows the reward's gradient"),
-        (["bench", "exakt"], "bench='exakt' is unknown; known: exact, embedded, values, overhead, training; did you mean 'exact'"),
+        (
+            ["bench", "exakt"],
+            "bench='exakt' is unknown; known: exact, embedded, values, overhead, training; did you mean 'exact'",
+        ),
         (["list", "all"], "takes no settings"),
     ],
 )
