@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steer.models.network import WordPool, Words, fourier
+from steer.models.network import Told
 
 
 def unit(h: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Block(nn.Module):
         return h + self.leave(F.silu(self.enter(unit(h)) * (1 + scale) + shift))
 
 
-class GridNetwork(nn.Module):
+class GridNetwork(Told):
     """v_{s,t}(x) of flat latents x [b channels * 64] of an 8 x 8 grid, on the linear path, from F, the predicted end of
     the chord, as in `steer.models.network.FlowNetwork`: ``v = (F - x) / max(1 - s, 0.05)``.
 
@@ -45,16 +45,12 @@ class GridNetwork(nn.Module):
         self, size: int, token_size: int, vocabulary: int, length: int = 16, width: int = 96, depth: int = 6,
         condition: int = 256, queries: int = 8,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(token_size, vocabulary, length, condition, queries)
         self.config = {
             "size": size, "token_size": token_size, "vocabulary": vocabulary, "length": length, "width": width,
             "depth": depth, "condition": condition, "queries": queries,
         }  # fmt: skip
-        channels, self.times = size // 64, 128
-        self.tokens = Words(vocabulary, length, token_size)
-        self.pool = WordPool(token_size, queries, 64)
-        self.words = nn.Sequential(nn.Linear(queries * 64, 512), nn.SiLU(), nn.Linear(512, condition))
-        self.clock = nn.Sequential(nn.Linear(2 * self.times, 256), nn.SiLU(), nn.Linear(256, condition))
+        channels = size // 64
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.place = nn.Parameter(0.02 * torch.randn(width, 8, 8))
         self.blocks = nn.ModuleList(Block(width, condition) for _ in range(depth))
@@ -62,19 +58,10 @@ class GridNetwork(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # pyright: ignore
 
-    def condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cond with "words" [b c] beside "ids" [b l]."""
-        if "words" in cond:
-            return dict(cond)
-        return {**cond, "words": self.words(self.pool(self.tokens(cond["ids"]), cond["ids"] != 0))}
-
     def forward(self, x: Tensor, s: float | Tensor, t: float | Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
         """v_{s,t}(x) [b d]; raises ValueError without cond."""
-        if cond is None:
-            raise ValueError("this model needs cond, the encoded prompts; pass cond=model.encode([prompt])")
         s, t = (torch.as_tensor(u, dtype=x.dtype, device=x.device).expand(len(x)) for u in (s, t))
-        clock = self.clock(torch.cat([fourier(s, self.times), fourier(t, self.times)], 1))
-        c = F.silu(self.condition(cond)["words"] + clock)
+        c = self.modulation(s, t, cond)
         q = (s.square() + (1 - s).square()).sqrt()[:, None]
         h = self.enter((x / q).unflatten(1, (-1, 8, 8)).contiguous(memory_format=torch.channels_last)) + self.place
         for block in self.blocks:

@@ -71,6 +71,31 @@ class Words(nn.Module):
         return self.word(ids) + self.place[: ids.shape[1]]
 
 
+class Told(nn.Module):
+    """The part of a network that reads the words, as ids [b l], and two times; others go on from here."""
+
+    def __init__(self, token_size: int, vocabulary: int, length: int, condition: int, queries: int) -> None:
+        super().__init__()
+        self.times = 128
+        self.tokens = Words(vocabulary, length, token_size)
+        self.pool = WordPool(token_size, queries, 64)
+        self.words = nn.Sequential(nn.Linear(queries * 64, 512), nn.SiLU(), nn.Linear(512, condition))
+        self.clock = nn.Sequential(nn.Linear(2 * self.times, 256), nn.SiLU(), nn.Linear(256, condition))
+
+    def condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cond with "words" [b c] beside "ids" [b l]."""
+        if "words" in cond:
+            return dict(cond)
+        return {**cond, "words": self.words(self.pool(self.tokens(cond["ids"]), cond["ids"] != 0))}
+
+    def modulation(self, s: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
+        """What modulates the layers [b c], of times s, t [b] and the words; raises ValueError without cond."""
+        if cond is None:
+            raise ValueError("this model needs cond, the encoded prompts; pass cond=model.encode([prompt])")
+        clock = self.clock(torch.cat([fourier(s, self.times), fourier(t, self.times)], 1))
+        return F.silu(self.condition(cond)["words"] + clock)
+
+
 class FlowNetwork(nn.Module):
     """v_{s,t}(x) of flat latents x [b d] on the linear path, told cond = {"words": [b c]}, which `condition` makes of
     words.

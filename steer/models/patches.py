@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steer.interpolants import like
-from steer.models.network import WordPool, Words, fourier, from_zero
+from steer.models.network import Told, from_zero
 
 
 class Layer(nn.Module):
@@ -32,7 +32,7 @@ class Layer(nn.Module):
         return h + gate_b * self.leave(F.silu(self.enter(self.norm(h) * (1 + scale_b) + shift_b)))
 
 
-class PatchNetwork(nn.Module):
+class PatchNetwork(Told):
     """v_{s,t}(x) of pixels x [b 3 side side] on the linear path, from F, the predicted end of the chord, as in
     `steer.models.network.FlowNetwork`: ``v = (F - x) / max(1 - s, 0.05)``.
 
@@ -47,37 +47,24 @@ class PatchNetwork(nn.Module):
         self, side: int, token_size: int, vocabulary: int, length: int = 16, patch: int = 8, width: int = 384,
         depth: int = 8, heads: int = 6, condition: int = 384, queries: int = 6,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(token_size, vocabulary, length, condition, queries)
         if side % patch or width % heads:
             raise ValueError(f"side={side} must be a multiple of patch={patch}, and width={width} of heads={heads}")
         self.config = {
             "side": side, "token_size": token_size, "vocabulary": vocabulary, "length": length, "patch": patch,
             "width": width, "depth": depth, "heads": heads, "condition": condition, "queries": queries,
         }  # fmt: skip
-        self.patch, self.times = patch, 128
-        self.tokens = Words(vocabulary, length, token_size)
-        self.pool = WordPool(token_size, queries, 64)
-        self.words = nn.Sequential(nn.Linear(queries * 64, 512), nn.SiLU(), nn.Linear(512, condition))
-        self.clock = nn.Sequential(nn.Linear(2 * self.times, 256), nn.SiLU(), nn.Linear(256, condition))
+        self.patch = patch
         self.enter = nn.Linear(3 * patch**2, width)
         self.place = nn.Parameter(0.02 * torch.randn((side // patch) ** 2, width))
         self.layers = nn.ModuleList(Layer(width, heads, condition) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = from_zero(nn.Linear(width, 3 * patch**2))
 
-    def condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cond with "words" [b c] beside "ids" [b l]."""
-        if "words" in cond:
-            return dict(cond)
-        return {**cond, "words": self.words(self.pool(self.tokens(cond["ids"]), cond["ids"] != 0))}
-
     def forward(self, x: Tensor, s: float | Tensor, t: float | Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
         """v_{s,t}(x) [b 3 side side]; raises ValueError without cond."""
-        if cond is None:
-            raise ValueError("this model needs cond, the encoded prompts; pass cond=model.encode([prompt])")
         s, t = (torch.as_tensor(u, dtype=x.dtype, device=x.device).expand(len(x)) for u in (s, t))
-        clock = self.clock(torch.cat([fourier(s, self.times), fourier(t, self.times)], 1))
-        c = F.silu(self.condition(cond)["words"] + clock)
+        c = self.modulation(s, t, cond)
         q = (s.square() + (1 - s).square()).sqrt()
         h = self.enter(F.pixel_unshuffle(x / like(q, x), self.patch).flatten(2).mT) + self.place
         for layer in self.layers:

@@ -15,9 +15,9 @@ import torch
 
 from steer.draws import Rng
 from steer.flow_map import FlowMap, velocity
-from steer.objectives.base import Batch, Loss, Rows, Student, squared, total
+from steer.objectives.base import Batch, Loss, Rows, Student, total
 from steer.objectives.derivative import Derivative
-from steer.objectives.eulerian import carried, eulerian_target, normalised, ramp
+from steer.objectives.eulerian import carried, descended, eulerian_target, ramp
 from steer.objectives.flow_matching import on_diagonal, prepare
 from steer.objectives.times import Times
 from steer.objectives.weighting import Uniform, Weighting
@@ -67,7 +67,4 @@ class Consistency:
             w = rows.slope if self.teacher is None else velocity(self.teacher, rows.x, rows.s, rows.cond).to(rows.x)
         v, slope = carried(model, rows, w, self.derivative)
         error = v - eulerian_target(rows, w, slope, ramp(model.progress, self.warm_up))
-        if self.c is None:
-            return squared(model, error), squared(model, error.detach())
-        step = normalised(error.detach(), self.c)
-        return squared(model, v - v.detach() + step), squared(model, error.detach())
+        return descended(model, v, error, self.c)

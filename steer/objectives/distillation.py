@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from steer.draws import Rng
-from steer.flow_map import FlowMap, jump, velocity
+from steer.flow_map import FlowMap, velocity
 from steer.objectives.base import Batch, Loss, Rows, Student, expand, squared, total
 from steer.objectives.derivative import Derivative
-from steer.objectives.eulerian import carried, eulerian_target, normalised, ramp
+from steer.objectives.eulerian import carried, descended, eulerian_target, ramp
 from steer.objectives.flow_matching import prepare
+from steer.objectives.self_distillation import end_and_slope
 from steer.objectives.times import Times
 from steer.objectives.weighting import Uniform, Weighting
 
@@ -61,9 +62,7 @@ class Teacher:
 
 def lagrangian(model: Student, rows: Rows, teacher: Teacher, derivative: Derivative) -> Tensor:
     """``d/dt X_{s,t}(x) - b_t(sg X_{s,t}(x))`` [b *d]."""
-    there, slope = derivative(
-        lambda t: jump(model.flow, rows.x, rows.s, t, rows.cond), (rows.t,), (torch.ones_like(rows.t),)
-    )
+    there, slope = end_and_slope(model, rows, derivative)
     return slope - teacher(model, there.detach().to(rows.x), rows.t, rows)
 
 
@@ -115,5 +114,4 @@ class Distillation:
         b = teacher(model, rows.x, rows.s, rows)
         v, slope = carried(model, rows, b, self.derivative)
         error = v - eulerian_target(rows, b, slope, ramp(model.progress, self.warm_up))
-        step = error.detach() if self.c is None else normalised(error.detach(), self.c)
-        return squared(model, v - v.detach() + step), squared(model, error.detach())
+        return descended(model, v, error, self.c)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from steer.interpolants import like
-from steer.objectives.base import Rows, Student
+from steer.objectives.base import Rows, Student, squared
 from steer.objectives.derivative import Derivative
 
 
@@ -29,6 +29,12 @@ def normalised(error: Tensor, c: float) -> Tensor:
     """
     size = error.flatten(1).square().mean(1).sqrt()
     return error / like(size + c, error)
+
+
+def descended(model: Student, v: Tensor, error: Tensor, c: float | None) -> tuple[Tensor, Tensor]:
+    """The squared errors whose gradient to v is descended, normalised unless c is None, and the plain ones: [b]."""
+    step = error.detach() if c is None else normalised(error.detach(), c)
+    return squared(model, v - v.detach() + step), squared(model, error.detach())
 
 
 def ramp(progress: float, warm_up: float) -> float:

@@ -27,13 +27,14 @@ from steer.objectives.times import Times
 from steer.objectives.weighting import LearnedWeight, Weighting
 
 
+def end_and_slope(model: Student, rows: Rows, derivative: Derivative) -> tuple[Tensor, Tensor]:
+    """``X_{s,t}(x)`` and ``d/dt X_{s,t}(x)`` [b *d], one jvp."""
+    return derivative(lambda t: jump(model.flow, rows.x, rows.s, t, rows.cond), (rows.t,), (torch.ones_like(rows.t),))
+
+
 def lagrangian(model: Student, rows: Rows, derivative: Derivative) -> Tensor:
     """``d/dt X_{s,t}(x) - sg b_t(X_{s,t}(x))`` [b *d], one jvp and one plain call."""
-
-    def end(t: Tensor) -> Tensor:
-        return jump(model.flow, rows.x, rows.s, t, rows.cond)
-
-    there, slope = derivative(end, (rows.t,), (torch.ones_like(rows.t),))
+    there, slope = end_and_slope(model, rows, derivative)
     with torch.no_grad():
         target = model.teacher(there.detach().to(rows.x), rows.t, rows.t, rows.cond)
     return slope - target
@@ -91,8 +92,8 @@ class SelfDistillation:
 
     def __call__(self, model: Student, batch: Batch, rng: Rng) -> Loss:
         """The loss of a batch."""
-        teacher = model if self.average else without_average(model)
-        times = self.times if model.progress >= self.start else all_diagonal(self.times)
+        teacher = model if self.average else replace(model, average=None)  # its own teacher
+        times = self.times if model.progress >= self.start else replace(self.times, diagonal=1.0)
         rows, diagonal = prepare(model, batch, times, self.guidance, rng)
         on, off, h = rows[diagonal], rows[~diagonal], rand_like(rows.s, rng)[~diagonal]
         plain = on_diagonal(model, on, self.guidance)
@@ -109,13 +110,3 @@ class SelfDistillation:
         if self.identity == "eulerian":
             return eulerian(model, rows, self.derivative)
         return progressive(model, rows, torch.full_like(h, 0.5) if self.identity == "midpoint" else h)
-
-
-def without_average(model: Student) -> Student:
-    """The model as its own teacher."""
-    return replace(model, average=None)
-
-
-def all_diagonal(times: Times) -> Times:
-    """The same law, all rows on the diagonal."""
-    return replace(times, diagonal=1.0)

@@ -9,24 +9,21 @@ Source: "Terminal velocity matching" (arXiv:2511.19797).
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from steer.draws import Rng
-from steer.flow_map import jump
 from steer.objectives.base import Batch, Loss, Rows, Student, squared, total
 from steer.objectives.derivative import Derivative
 from steer.objectives.flow_matching import on_diagonal, prepare
 from steer.objectives.guidance import FoldedGuidance
+from steer.objectives.self_distillation import end_and_slope
 from steer.objectives.times import Times
 from steer.objectives.weighting import Uniform, Weighting
 
 
 def terminal(model: Student, rows: Rows, derivative: Derivative) -> Tensor:
     """``d/dt X_{s,t}(x) - v'_{t,t}(X_{s,t}(x))`` [b *d]; one jvp and one call with gradients."""
-    there, slope = derivative(
-        lambda t: jump(model.flow, rows.x, rows.s, t, rows.cond), (rows.t,), (torch.ones_like(rows.t),)
-    )
+    there, slope = end_and_slope(model, rows, derivative)
     return slope - model.teacher(there.to(rows.x), rows.t, rows.t, rows.cond)
 
 
