@@ -13,6 +13,7 @@ import rewards
 from steer.arguments import (
     check_compiler,
     check_device,
+    check_lookahead,
     check_method,
     check_numbers,
     check_prompts,
@@ -109,6 +110,7 @@ def sample(
         x0 = problem.noise(n, rng)
         asked = Asked(score, problem.has_gradient(x0), len(prompts), n, want, steps, temperature, budget)
         chosen = choose(method, asked)
+        check_lookahead(chosen.method, model)
         judge = judge_for(model, score, x0.device)
         with bar(progress, "unsteered", PLAIN_STEPS * len(prompts) * max(n, ENOUGH)) as tick:
             plain, before = problem.run(BestOfN(PLAIN_STEPS), _enough(x0, rng), rng, tick)

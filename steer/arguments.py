@@ -8,6 +8,8 @@ import torch
 
 import rewards
 from steer import settings
+from steer.models import Model
+from steer.posterior import Learned
 
 WANTS = ("sample", "best")
 
@@ -71,6 +73,15 @@ def check_want(want: object) -> None:
     if want not in WANTS:
         raise ValueError(
             f"want={want!r} must be 'sample' (pictures of the tilted law) or 'best' (the best one that can be found)"
+        )
+
+
+def check_lookahead(method: object, model: Model) -> None:
+    """A look-ahead that needs a posterior map finds one in the model."""
+    if isinstance(getattr(method, "lookahead", None), Learned) and not model.posterior:
+        raise ValueError(
+            f"lookahead=Learned() needs a posterior map, which model={model.name!r} lacks; take model='emoji' or "
+            "lookahead=Glass(), or train one (`steer train posterior=64 objective=posterior_glass`)"
         )
 
 

@@ -25,13 +25,14 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer train data=folder data.path=pictures network=patches out=runs/mine
   steer train model=runs/mine teacher=runs/mine objective=distil out=runs/fast
   steer bench NAME [fast=true]                             print figures and write them; NAME: exact, embedded,
-                                                           values, training, overhead
+                                                           values, compositional,
+                                                           training, overhead
   steer list                                               models, methods, rewards, objectives, ... by name
 
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
 """
 
-GROUPS = {"sample": ("method",), "train": ("data", "objective", "network", "experiment")}
+GROUPS = {"sample": ("method", "lookahead"), "train": ("data", "objective", "network", "experiment")}
 LONG = 200  # rows of a table that is written, but not printed
 
 
@@ -112,8 +113,9 @@ def run_sample(overrides: list[str]) -> None:
     config = _compose("sample", overrides)
     reward = _free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
     folder = check_folder(config.out)
-    method = instantiate(config.method) if config.get("method") else None
-    plain = {key: _to_plain(config[key]) for key in config if key not in ("reward", "method", "model", "out")}
+    method = _method(config)
+    taken = ("reward", "method", "lookahead", "model", "out")
+    plain = {key: _to_plain(config[key]) for key in config if key not in taken}
 
     from steer import sample
 
@@ -121,6 +123,18 @@ def run_sample(overrides: list[str]) -> None:
     out = sample(plain.pop("prompt"), reward=reward, method=method, model=model, **plain)
     out.save(folder)
     _print_summary(out.report, folder)
+
+
+def _method(config: Any) -> Any:  # noqa: ANN401
+    """The method, with the look-ahead that is set; None where none is named."""
+    from hydra.utils import instantiate
+
+    method, lookahead = config.get("method"), config.get("lookahead")
+    if not lookahead:
+        return instantiate(method) if method else None
+    if not method:
+        raise ValueError("lookahead= is a setting of a method; name one too, as in method=smc")
+    return instantiate({**method, "lookahead": lookahead})
 
 
 def run_train(overrides: list[str]) -> None:

@@ -50,11 +50,14 @@ def make_report(
     chunks: Chunks,
 ) -> dict[str, Any]:
     """Numbers and words as report.json holds them: strict JSON, None where there is no number."""
-    settings = {k: v for k, v in vars(chosen.method).items() if isinstance(v, int | float | str | bool | None)}
+    settings = _settings(chosen.method)
+    if "lookahead" in vars(chosen.method):
+        look = chosen.method.lookahead
+        settings["lookahead"] = {"name": type(look).__name__, **_settings(look)}
     report: dict[str, Any] = {
         "prompts": samples.prompts,
         "model": model.name,
-        "method": {"name": chosen.name, **{k: finite(v) for k, v in settings.items()}},
+        "method": {"name": chosen.name, **settings},
         "temperature": finite(float(getattr(chosen.method, "temperature", float("nan")))),
         "temperatures": None if chosen.temperatures is None else [finite(t) for t in chosen.temperatures],
         "temperature_origin": chosen.origin,
@@ -86,6 +89,11 @@ def _mean(r: Tensor) -> float | None:
     """The mean of what was not rejected."""
     kept = r[r.isfinite()]
     return kept.mean().item() if len(kept) else None
+
+
+def _settings(part: Any) -> dict[str, Any]:  # noqa: ANN401 (a method or a look-ahead)
+    """The settings that are plain values."""
+    return {k: finite(v) for k, v in vars(part).items() if isinstance(v, int | float | str | bool | None)}
 
 
 def _compare(samples: Samples, before: Tensor, after: Tensor) -> dict[str, float | None]:

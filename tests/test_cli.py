@@ -111,6 +111,12 @@ def test_want_chunk_and_checkpoint_as_a_user_gives_them() -> None:
     assert report["cost"]["steered"]["network_recomputed"] == report["cost"]["steered"]["network_backward"] > 0
 
 
+def test_a_method_takes_another_look_ahead() -> None:
+    """In place of its own, also where that has other settings."""
+    assert cli.main(["sample", *SMALL, "method=diamond", "lookahead=jump", "n=2", "out=o"]) == 0
+    assert json.loads(Path("o/report.json").read_text())["method"]["lookahead"]["name"] == "Jump"
+
+
 def test_rewards_with_weights() -> None:
     assert cli.main(["sample", *SMALL[1:], "reward={redness: 2, brightness: -1}", "out=o"]) == 0
     assert json.loads(Path("o/report.json").read_text())["reward"]["name"] == "2 redness + -1 brightness"
@@ -135,6 +141,9 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "n=many"], "n='many' must be a whole number"),
         (["sample", "method=smcc"], "method='smcc' is unknown.*did you mean 'smc'"),
         (["sample", "method=smc", "method.stepz=3"], "stepz"),
+        (["sample", "method=smc", "lookahead=glas"], "lookahead='glas' is unknown; known: .*did you mean 'glass'"),
+        (["sample", "lookahead=glass"], "lookahead= is a setting of a method; name one too"),
+        (["sample", "method=tree", "lookahead=glass"], "unexpected keyword argument 'lookahead'"),
         (["sample", "model=emojy"], "model='emojy' is no embedded model"),
         (["sample", "reward=none.py:f"], "there is no file 'none.py'"),
         (["sample", "reward=no_such_module:f"], "there is no module 'no_such_module'"),
@@ -143,7 +152,8 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "method=guidance", "reward=jpeg-size"], "follows the reward's gradient"),
         (
             ["bench", "exakt"],
-            "bench='exakt' is unknown; known: exact, embedded, values, overhead, training; did you mean 'exact'",
+            "bench='exakt' is unknown; known: exact, embedded, values, compositional, overhead, training; "
+            "did you mean 'exact'",
         ),
         (["list", "all"], "takes no settings"),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import steer
 from steer.methods import SMC
+from steer.posterior import Learned
 
 
 def test_the_good_call_passes() -> None:
@@ -56,6 +57,7 @@ def test_the_good_call_passes() -> None:
         ),
         ({"method": "smc", "budget": 3}, "budget of 3 calls is too small for 4 particles.*; the least is 4"),
         ({"method": "guidance", "budget": 15}, "the least is 16"),
+        ({"method": SMC(lookahead=Learned(2))}, r"lookahead=Learned\(\) needs a posterior map, which model='colours' lacks"),
     ],
 )
 def test_arguments(bad: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The figures that are claimed, each made by a command: `steer bench exact`, `embedded` or `overhead`."""
+"""The figures that are claimed, each made by a command: `steer bench NAME`, NAME in `TABLES`."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 Row = dict[str, object]
-TABLES = ("exact", "embedded", "values", "overhead", "training")
+TABLES = ("exact", "embedded", "values", "compositional", "overhead", "training")
 
 
 def run(name: str, fast: bool = False) -> dict[str, list[Row]]:

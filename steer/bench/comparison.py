@@ -51,11 +51,13 @@ def most_particles(method: Method, budget: int) -> int | None:
     return None
 
 
-def measure(model: Model, captions: list[str], reward: rewards.Reward, name: str, n: int, budget: int) -> Row:
-    """The figures of one method, see `compare`."""
+def measure(
+    model: Model, captions: list[str], reward: rewards.Reward, method: str | Method, n: int, budget: int
+) -> Row:
+    """The figures of one method, by its name or with its settings; see `compare`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a report warns of is in the columns
-        out = sample(captions, reward=reward, model=model, method=name, n=n, budget=budget, seed=2, progress=False)
+        out = sample(captions, reward=reward, model=model, method=method, n=n, budget=budget, seed=2, progress=False)
     judge, weights = rewards.get("clip-judge"), out.log_w.exp()
     before, after = (score(judge, images, captions) for images in (out.unsteered, out.images))
     best = after.gather(1, out.best_index[:, None])[:, 0]

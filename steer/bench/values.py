@@ -5,13 +5,18 @@ At times t, points x_t of some captions (a sample of the model, noised again) ge
     V(x_t) = T log E[exp(r(x1) / T) | x_t],   T the spread of the reward over plain pictures of the caption,
 
 by 200 draws of GLASS with many steps, which count as the truth, and by each look-ahead. Shown is the correlation over
-the points of a caption, which is what search and SMC choose among, averaged over captions.
+the points of a caption, which is what search and SMC choose among, averaged over captions. A second table steers by
+`clip` at equal calls, with a method's own look-ahead and with the posterior map, and shows scores of the held-out judge.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 import rewards
+from steer import settings
+from steer.bench.comparison import measure, most_particles
 from steer.bench.embedded import plain, spread_captions
 from steer.draws import draws_like, randn_like
 from steer.flow_map import Cond, jump
@@ -24,6 +29,8 @@ from steer.posterior import Glass, Learned
 Row = dict[str, object]
 TIMES = (0.1, 0.3, 0.5, 0.7)
 CHUNK = 512
+METHODS = ("smc_sde", "mfm_gf", "mfm_g", "diamond")
+BUDGET = 256
 
 
 def look_aheads(model: Model) -> dict[str, LookAhead]:
@@ -43,10 +50,29 @@ def look_aheads(model: Model) -> dict[str, LookAhead]:
 
 
 def run(fast: bool = False) -> dict[str, list[Row]]:
-    """A row for each look-ahead: its calls, and its correlation at each time."""
+    """A row for each look-ahead: its calls, and its correlation at each time; and rows of steering with them."""
     model = load_model("emoji")
     prompts, n, draws = spread_captions(2 if fast else 6, seed=6), 4 if fast else 12, 20 if fast else 200
-    return {f"correlation with the value of {draws} posterior draws": correlations(model, prompts, n, draws)}
+    return {
+        f"correlation with the value of {draws} posterior draws": correlations(model, prompts, n, draws),
+        f"steering by clip at {BUDGET} calls a prompt": steering(model, spread_captions(2 if fast else 24, seed=7)),
+    }
+
+
+def steering(model: Model, captions: list[str]) -> list[Row]:
+    """Each method with its own look-ahead, and with draws of the posterior map where the model has one; see `measure`.
+
+    The particles are as many as the budget allows, at most 16.
+    """
+    rows: list[Row] = []
+    for name in METHODS:
+        method = settings.build("method", name)
+        for look in (method.lookahead, *([Learned(1), Learned(4)] if model.posterior else [])):
+            chosen = replace(method, lookahead=look)
+            n = most_particles(chosen, BUDGET)
+            figures = {} if n is None else measure(model, captions, rewards.get("clip"), chosen, n, BUDGET)
+            rows.append({"method": name, "look-ahead": str(look), "n": n} | figures)
+    return rows
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from steer.flow_map import FlowMap
 from steer.interpolants import Interpolant
 
 ASSETS = Path(__file__).parent / "assets"
-MODELS = ("emoji",)
+MODELS = ("emoji", "shapes")
 KINDS = ("drawing", "picture")
 
 
@@ -26,6 +26,7 @@ class Model:
     decode: x1 [b *shape] -> pictures [b 3 h w] in [0,1].
     shape: of one sample x.
     name: what messages and reports call it.
+    posterior: whether the flow, told x_t and t in cond, draws from p(x1 | x_t): see `steer.posterior.Learned`.
     """
 
     flow: FlowMap
@@ -34,10 +35,11 @@ class Model:
     decode: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
     name: str = "model"
+    posterior: bool = False
 
 
 def load_model(name_or_folder: str | Path, device: str | torch.device | None = None) -> Model:
-    """The embedded model of a name ("emoji"), or one that `save_model` wrote to a folder.
+    """The embedded model of a name ("emoji", "shapes"), or one that `save_model` wrote to a folder.
 
     Args:
         name_or_folder: a name in `MODELS`, or a folder with model.json.

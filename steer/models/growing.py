@@ -26,7 +26,7 @@ def grow(model: Model, rank: int = 64) -> Model:
             f"model={model.name!r} has a flow of type {type(model.flow).__name__}; "
             "a posterior map grows on a FlowNetwork"
         )
-    return replace(model, flow=PosteriorNetwork(model.flow, rank))
+    return replace(model, flow=PosteriorNetwork(model.flow, rank), posterior=True)
 
 
 def base(flow: Any) -> Any:  # noqa: ANN401 (a network)

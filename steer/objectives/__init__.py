@@ -11,10 +11,11 @@ from steer.objectives.posterior import GlassVelocity, PosteriorMap
 from steer.objectives.self_distillation import SelfDistillation
 from steer.objectives.terminal import TerminalVelocity
 from steer.objectives.times import Times
+from steer.objectives.trajectory import TrajectoryDistillation
 from steer.objectives.weighting import AdaptiveWeight, LearnedWeight, TimeWeight, Uniform
 
 __all__ = [
     "AdaptiveWeight", "Batch", "Consistency", "Derivative", "Distillation", "FlowMatching", "FoldedGuidance",
     "GlassVelocity", "LearnedWeight", "MeanFlow", "Objective", "PosteriorMap", "Rows", "SelfDistillation", "Student",
-    "Teacher", "TerminalVelocity", "TimeWeight", "Times", "Uniform",
+    "Teacher", "TerminalVelocity", "TimeWeight", "Times", "TrajectoryDistillation", "Uniform",
 ]  # fmt: skip

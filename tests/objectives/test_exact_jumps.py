@@ -16,7 +16,7 @@ from steer.settings import build, names
 
 MEAN, STD, STEPS, ROWS = 0.8, 0.5, 400, 512
 EXACT = GaussianMixture(torch.ones(1), torch.full((1, 1), MEAN), torch.full((1, 1, 1), STD**2)).flow()
-QUICK = ("flow_matching", "psd_m", "psd_u")  # without a derivative
+QUICK = ("distil_trajectory", "flow_matching", "psd_m", "psd_u")  # without a derivative
 NAMES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in names("objective")
