@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from common import half, write_tensors
 from safetensors.torch import load_file
 
+from common import half, write_tensors
 from steer.models import ASSETS
 from steer.models.files import read_card, write_card
 

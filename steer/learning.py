@@ -17,7 +17,7 @@ from steer.judging import Judging
 from steer.models import ASSETS, Model, load_model, picture, save_model
 from steer.models.drawing import Words, load_untrained
 from steer.models.growing import grow
-from steer.objectives import Objective, Student
+from steer.objectives import Objective, Student, Teacher
 from steer.rows import EmojiRows, LatentRows, PixelRows, vocabulary
 from steer.settings import build
 from steer.training import ENDLESS, Own, Settings, Trainer, TrainingData
@@ -32,6 +32,8 @@ def train(
     model: str | Path | Model | None = None,
     network: dict[str, Any] | None = None,
     teacher: str | Path | Model | None = None,
+    weak: str | Path | Model | None = None,
+    autoguidance: float = 1.0,
     out: str | Path = "runs/train",
     posterior: int | None = None,
     rows: int = 200_000,
@@ -52,6 +54,8 @@ def train(
         model: the weights to start from; None starts from the teacher's, or from random ones.
         network: {"architecture": "perceptron" or "patches", ...} of a model that starts from random weights.
         teacher: whose velocity a distillation learns.
+        weak: a weaker teacher of the same prompts, to be guided away from, see `steer.objectives.Teacher`.
+        autoguidance: the scale of that; 1 is none.
         posterior: the rank of a posterior map that grows beside the model's flow, which stays as it is; for the
             objectives "posterior" and "posterior_glass".
         out: the folder of the model, its checkpoints and logs.
@@ -69,8 +73,8 @@ def train(
     loop = Settings(**settings)
     folder = Path(out)
     source = build("data", data) if isinstance(data, str) else data
-    master = load_model(teacher) if isinstance(teacher, str | Path) else teacher
-    goal = _objective(objective, master)
+    master, weaker = (load_model(m) if isinstance(m, str | Path) else m for m in (teacher, weak))
+    goal = _objective(objective, master, weaker, autoguidance)
     start = _start(source, model if model is not None else teacher, network or {}, loop.seed)
     assert isinstance(start.flow, nn.Module)
     start = grow(start, posterior) if posterior else replace(start, flow=start.flow.train().requires_grad_(True))
@@ -83,7 +87,7 @@ def train(
         start.flow, goal, table, loop, folder, student=student, progress=progress,
         save=lambda flow, to: save_model(with_flow(start, flow), to),
         judge=lambda flow, _, step: judging(with_flow(start, flow), step),
-        facts={"teacher": None if teacher is None else str(getattr(teacher, "name", teacher))},
+        facts={"teacher": _name(teacher), "weak": _name(weak), "autoguidance": autoguidance},
     )  # fmt: skip
     trainer.run()
     return load_model(folder)
@@ -94,15 +98,27 @@ def with_flow(model: Model, flow: nn.Module) -> Model:
     return replace(model, flow=flow, encode=replace(model.encode, net=flow))  # type: ignore[type-var]
 
 
-def _objective(objective: Any, teacher: Model | None) -> Objective:  # noqa: ANN401
+def _objective(objective: Any, teacher: Model | None, weak: Model | None, autoguidance: float) -> Objective:  # noqa: ANN401
     goal = build("objective", objective) if isinstance(objective, str) else objective
     if not isinstance(goal, functools.partial):
+        if weak is not None:
+            raise ValueError(f"weak={weak.name!r} guides a teacher, but objective={objective!r} distils none")
         return goal
     if teacher is None:
         raise ValueError(f"objective={objective!r} distils a teacher; give teacher=, a model's name or folder")
-    assert isinstance(teacher.flow, nn.Module)
-    flow: FlowMap = Own(teacher.flow.eval().requires_grad_(False))
-    return goal(teacher=flow)
+    if weak is None and autoguidance == 1:
+        return goal(teacher=_frozen(teacher))
+    return goal(teacher=Teacher(_frozen(teacher), weak and _frozen(weak), autoguidance))
+
+
+def _frozen(model: Model) -> FlowMap:
+    """A model's flow, that reads the words by itself and is not trained."""
+    assert isinstance(model.flow, nn.Module)
+    return Own(model.flow.eval().requires_grad_(False))
+
+
+def _name(model: str | Path | Model | None) -> str | None:
+    return None if model is None else str(getattr(model, "name", model))
 
 
 def _start(source: Any, model: str | Path | Model | None, network: dict[str, Any], seed: int) -> Model:  # noqa: ANN401

@@ -57,7 +57,10 @@ def test_the_good_call_passes() -> None:
         ),
         ({"method": "smc", "budget": 3}, "budget of 3 calls is too small for 4 particles.*; the least is 4"),
         ({"method": "guidance", "budget": 15}, "the least is 16"),
-        ({"method": SMC(lookahead=Learned(2))}, r"lookahead=Learned\(\) needs a posterior map, which model='colours' lacks"),
+        (
+            {"method": SMC(lookahead=Learned(2))},
+            r"lookahead=Learned\(\) needs a posterior map, which model='colours' lacks",
+        ),
     ],
 )
 def test_arguments(bad: dict[str, object], message: str) -> None:

@@ -72,6 +72,20 @@ def test_training_goes_on_from_a_model(pictures: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(v, after[k], atol=1e-6) for k, v in first.flow.state_dict().items())
 
 
+def test_a_teacher_is_guided_away_from_a_weaker_one(pictures: Path, tmp_path: Path) -> None:
+    """The weaker one, at another scale, gives other weights; the teacher's own file stays as it is."""
+    data, loop = Folder(pictures, 16), {**LOOP, "steps": 2}
+    teacher = steer.train(data=data, network=TINY, out=tmp_path / "teacher", **loop)
+    weak = steer.train(data=data, network=TINY, out=tmp_path / "weak", **{**loop, "seed": 1, "steps": 1})
+    before = (tmp_path / "teacher/flow.safetensors").read_bytes()
+    given = {"data": data, "objective": "distil", "teacher": teacher}
+    plain = steer.train(**given, out=tmp_path / "plain", **loop)
+    guided = steer.train(**given, weak=weak, autoguidance=3.0, out=tmp_path / "guided", **loop)
+    one, other = (m.flow.state_dict() for m in (plain, guided))  # type: ignore[attr-defined]
+    assert any(not torch.equal(v, other[k]) for k, v in one.items())
+    assert (tmp_path / "teacher/flow.safetensors").read_bytes() == before
+
+
 def test_a_posterior_map_grows_and_the_model_stays(tmp_path: Path) -> None:
     if "posterior" not in names("objective"):
         pytest.skip("no such objective")
@@ -92,6 +106,14 @@ def test_a_posterior_map_grows_and_the_model_stays(tmp_path: Path) -> None:
         ({"objective": "lds"}, "objective='lds' is unknown.*did you mean 'lsd'"),
         ({"model": "emojis"}, "model='emojis' is no embedded model"),
         ({"network": {"architecture": "unet"}}, "network.architecture='unet' is unknown"),
+        ({"weak": "shapes"}, "weak='shapes' guides a teacher, but objective='lsd' distils none"),
+        ({"objective": "distil"}, "objective='distil' distils a teacher; give teacher="),
+        ({"objective": "distil", "teacher": "shapes", "autoguidance": 2.0}, "autoguidance=2.0 with no weak="),
+        ({"objective": "distil", "teacher": "shapes", "weak": "shapes"}, "autoguidance=1.0 with weak="),
+        (
+            {"objective": "posterior_glass", "teacher": "shapes", "weak": "shapes", "autoguidance": 2.0},
+            "leave weak= and autoguidance= out",
+        ),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"judge": "clop"}, "reward='clop' is unknown.*did you mean 'clip'"),
     ],

@@ -6,7 +6,7 @@ At times t, points x_t of some captions (a sample of the model, noised again) ge
 
 by 200 draws of GLASS with many steps, which count as the truth, and by each look-ahead. Shown is the correlation over
 the points of a caption, which is what search and SMC choose among, averaged over captions. A second table steers by
-`clip` at equal calls, with a method's own look-ahead and with the posterior map, and shows scores of the held-out judge.
+`clip` at equal calls, with a method's own look-ahead and with the posterior map, and shows scores of the judge.
 """
 
 from dataclasses import replace

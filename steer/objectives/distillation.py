@@ -43,8 +43,11 @@ class Teacher:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.autoguidance != 1 and self.weak is None:
-            raise ValueError(f"autoguidance={self.autoguidance} needs weak=, a weaker teacher; or take 1")
+        if (self.autoguidance != 1) != (self.weak is not None):
+            given = "no weak=" if self.weak is None else "weak="
+            raise ValueError(
+                f"autoguidance={self.autoguidance} with {given}: give a weaker teacher and a scale, or none"
+            )
 
     @torch.no_grad()
     def __call__(self, model: Student, x: Tensor, t: Tensor, rows: Rows) -> Tensor:
@@ -58,6 +61,11 @@ class Teacher:
         if self.weak is not None:
             b = self.autoguidance * b + (1 - self.autoguidance) * velocity(self.weak, x, t, rows.cond)
         return b.to(x)
+
+    @classmethod
+    def of(cls, teacher: "FlowMap | Teacher", guidance: float) -> "Teacher":
+        """A teacher as it is, or a flow map under guidance."""
+        return teacher if isinstance(teacher, Teacher) else cls(teacher, guidance=guidance)
 
 
 def lagrangian(model: Student, rows: Rows, teacher: Teacher, derivative: Derivative) -> Tensor:
@@ -94,7 +102,7 @@ class Distillation:
 
     def __call__(self, model: Student, batch: Batch, rng: Rng) -> Loss:
         """The loss of a batch."""
-        teacher = self.teacher if isinstance(self.teacher, Teacher) else Teacher(self.teacher, guidance=self.guidance)
+        teacher = Teacher.of(self.teacher, self.guidance)
         rows, diagonal = prepare(model, batch, self.times, None, rng)
         on, off = rows[diagonal], rows[~diagonal]
         parts = {}

@@ -18,7 +18,7 @@ from steer.draws import Rng, rand_like, randn_like
 from steer.flow_map import Cond, FlowMap, denoise
 from steer.interpolants import Interpolant, Linear, Time, interpolate, like
 from steer.objectives.base import Batch, Loss, Objective, Student
-from steer.objectives.distillation import Distillation
+from steer.objectives.distillation import Distillation, Teacher
 from steer.objectives.self_distillation import SelfDistillation
 
 KEYS = ("x_t", "t")
@@ -88,5 +88,10 @@ class GlassVelocity:
 
 
 def glass_distillation(teacher: FlowMap, **settings: Any) -> PosteriorMap:  # noqa: ANN401 (of a Distillation)
-    """The objective of posterior maps that are distilled from a frozen flow map on the linear path."""
+    """The objective of posterior maps that are distilled from a frozen flow map on the linear path.
+
+    Raises ValueError for a `Teacher` with guidance.
+    """
+    if isinstance(teacher, Teacher):
+        raise ValueError("a posterior map is distilled from a plain flow map; leave weak= and autoguidance= out")
     return PosteriorMap(Distillation(GlassVelocity(teacher), **settings))

@@ -54,7 +54,7 @@ class TrajectoryDistillation:
 
     def __call__(self, model: Student, batch: Batch, rng: Rng) -> Loss:
         """The loss of a batch."""
-        teacher = self.teacher if isinstance(self.teacher, Teacher) else Teacher(self.teacher, guidance=self.guidance)
+        teacher = Teacher.of(self.teacher, self.guidance)
         rows, diagonal = prepare(model, batch, self.times, None, rng)
         x0 = randn_like(batch.x1, rng)
         places = [rand_like(x0.new_empty(len(x0), n), rng)[~diagonal] for n in (self.steps, *[self.pairs] * 4)]

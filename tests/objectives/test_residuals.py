@@ -100,7 +100,7 @@ def test_autoguidance_and_guidance_are_linear_in_the_velocities(rng: torch.Gener
     weak = lambda x, s, t, cond=None: 0 * x  # noqa: E731
     assert torch.allclose(Teacher(strong, guidance=3.0)(model, x, rows.s, rows), x + 3)
     assert torch.allclose(Teacher(strong, weak, autoguidance=2.0)(model, x, rows.s, rows), 2 * (x + 1))
-    with pytest.raises(ValueError, match="autoguidance=2.0 needs weak="):
+    with pytest.raises(ValueError, match="autoguidance=2.0 with no weak=: give a weaker teacher"):
         Teacher(strong, autoguidance=2.0)
 
 
