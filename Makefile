@@ -69,4 +69,5 @@ train: $(STAMP)  ## train the embedded weights from scratch, in order (hours)
 	$(BIN)/python scripts/train_autoencoder.py configs/train/decoder.json
 	$(BIN)/python scripts/train_shapes_autoencoder.py configs/train/shapes-autoencoder.json
 	$(BIN)/steer train experiment=shapes
+	$(BIN)/steer train experiment=shapes-jumps
 	$(BIN)/python scripts/train_shapes_autoencoder.py configs/train/shapes-decoder.json

@@ -193,14 +193,19 @@ class Learned(_Draws):
     cond as "x_t" [b *d] and "t" [b]. At t = 0 it is a plain flow map.
 
     Source: "Meta flow maps" (arXiv:2601.14430); "Posterior Diamond maps" (arXiv:2602.05993).
+
+    Attributes:
+        k: draws.
+        steps: jumps from noise to the end; 1 as published, more where the map's long jumps are coarse.
     """
 
     k: int = 4
+    steps: int = 1
 
     @property
     def calls(self) -> int:
-        """``k``."""
-        return self.k
+        """``k steps``."""
+        return self.k * self.steps
 
     def weighted(
         self,
@@ -218,7 +223,10 @@ class Learned(_Draws):
         eps = self._noise(x, rng, noise)
         lead = eps.shape[: eps.ndim - event]
         context = {"x_t": x.expand_as(eps), "t": torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(lead)}
-        return jump(flow, eps, 0.0, 1.0, {**(cond or {}), **context}), None
+        z = eps
+        for j in range(self.steps):
+            z = jump(flow, z, j / self.steps, (j + 1) / self.steps, {**(cond or {}), **context})
+        return z, None
 
 
 def glass(

@@ -52,7 +52,7 @@ def test_renoised_draws_are_resampled_when_called(mixture: GaussianMixture, rng:
     assert (drawn.mean(0) - exact).norm() < 0.15 < (plain.mean(0) - exact).norm()
 
 
-@pytest.mark.parametrize("look", [Glass(3, 2), Renoised(3), Learned(3), Rollout(3)])
+@pytest.mark.parametrize("look", [Glass(3, 2), Renoised(3), Learned(3), Learned(3, 2), Rollout(3)])
 def test_calls_are_what_they_say(look: Glass | Renoised | Learned | Rollout) -> None:
     flow = Counting(lambda x, s, t, cond=None: 0 * x)
     x = torch.ones(5, 2)
@@ -81,18 +81,21 @@ def test_given_noise_stands_for_the_draws(mixture: GaussianMixture) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_learned_posterior_map_is_given_its_context(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_learned_posterior_map_is_given_its_context(steps: int, rng: torch.Generator) -> None:
     """A map of one Gaussian's posterior, written by hand, is called with x_t and t beside the prompt's own cond."""
     gaussian = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.5 * torch.eye(2).double()[None])
 
-    def posterior_map(x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
-        assert cond is not None and cond["own"].shape == (len(x), 1) and (s, t) == (0.0, 1.0)
-        at = float(cond["t"][0])
-        law = gaussian.posterior(cond["x_t"], at)
-        return law.mean + x * law.covs[:, 0, 0, :1].sqrt() - x
+    def posterior_map(z: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
+        """Of the flow from N(0, 1) to N(m, var): all points keep their place in units of the spread."""
+        assert cond is not None and cond["own"].shape == (len(z), 1) and round(float((t - s) * steps), 9) == 1
+        law = gaussian.posterior(cond["x_t"], float(cond["t"][0]))
+        var = law.covs[:, 0, 0, :1]
+        before, after = (((1 - u) ** 2 + u**2 * var).sqrt() for u in (s, t))
+        return (t * law.mean + after / before * (z - s * law.mean) - z) / (t - s)
 
     cond = {"own": torch.zeros(2, 1)}
-    x1 = Learned(20_000)(posterior_map, Linear(), POINT, 0.4, cond=cond, rng=rng)
+    x1 = Learned(20_000, steps)(posterior_map, Linear(), POINT, 0.4, cond=cond, rng=rng)
     law = gaussian.posterior(POINT, 0.4)
     assert z_score(x1, law.mean) < 4 and z_score(x1**2, law.mean**2 + law.covs[:, 0, 0, :1]) < 4
 

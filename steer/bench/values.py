@@ -44,7 +44,8 @@ def look_aheads(model: Model) -> dict[str, LookAhead]:
     learned: dict[str, LookAhead] = {
         "posterior map, 1 draw": Learned(1),
         "posterior map, 4": Learned(4),
-        "posterior map, 16": Learned(16),
+        "posterior map, 1 draw in 2 calls": Learned(1, 2),
+        "posterior map, 4 in 2 calls": Learned(4, 2),
     }
     return plain | (learned if isinstance(model.flow, PosteriorNetwork) else {})
 
