@@ -61,13 +61,14 @@ def plain_accuracy(model: Model, captions: list[str], n: int) -> list[Row]:
 
 def steered(model: Model, captions: list[str], method: str, budget: int) -> dict[str, Tensor] | None:
     """Of each caption: whether the best picture is right, and the weighted share of right ones; None: too few calls."""
-    n = most_particles(settings.build("method", method), budget)
+    built = settings.build("method", method)
+    n, temperature = most_particles(built, budget), TEMPERATURE if hasattr(built, "temperature") else None
     if n is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = sample(
-            captions, reward="shapes", model=model, method=method, n=n, budget=budget, temperature=TEMPERATURE, seed=3,
+            captions, reward="shapes", model=model, method=method, n=n, budget=budget, temperature=temperature, seed=3,
             progress=False,
         )  # fmt: skip
     verifier = ShapesVerifier()

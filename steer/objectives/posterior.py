@@ -20,6 +20,7 @@ from steer.interpolants import Interpolant, Linear, Time, interpolate, like
 from steer.objectives.base import Batch, Loss, Objective, Student
 from steer.objectives.distillation import Distillation, Teacher
 from steer.objectives.self_distillation import SelfDistillation
+from steer.objectives.trajectory import TrajectoryDistillation
 
 KEYS = ("x_t", "t")
 
@@ -87,11 +88,22 @@ class GlassVelocity:
         return (denoise(self.flow, self.path, seen, when, rest) - z) / like(1 - s, z)
 
 
-def glass_distillation(teacher: FlowMap, **settings: Any) -> PosteriorMap:  # noqa: ANN401 (of a Distillation)
+def glass_distillation(
+    teacher: FlowMap,
+    *,
+    trajectories: bool = False,
+    zeros: float = 0.1,
+    power: float = 1.0,
+    **settings: Any,  # noqa: ANN401
+) -> PosteriorMap:
     """The objective of posterior maps that are distilled from a frozen flow map on the linear path.
+
+    trajectories: whether by regression on trajectories of the inner flow (`TrajectoryDistillation`) or by a Lagrangian
+    `Distillation`; settings are those of either. zeros, power: of `PosteriorMap`.
 
     Raises ValueError for a `Teacher` with guidance.
     """
     if isinstance(teacher, Teacher):
         raise ValueError("a posterior map is distilled from a plain flow map; leave weak= and autoguidance= out")
-    return PosteriorMap(Distillation(GlassVelocity(teacher), **settings))
+    kind = TrajectoryDistillation if trajectories else Distillation
+    return PosteriorMap(kind(GlassVelocity(teacher), **settings), zeros, power)
