@@ -66,8 +66,12 @@ train: $(STAMP)  ## train the embedded weights from scratch, in order (hours)
 	$(BIN)/python scripts/train_clip.py configs/train/emoji-clip-judge.json
 	$(BIN)/python scripts/train_autoencoder.py configs/train/autoencoder.json
 	$(BIN)/steer train experiment=emoji
+	$(BIN)/python scripts/ship.py runs/emoji emoji
 	$(BIN)/python scripts/train_autoencoder.py configs/train/decoder.json
+	$(BIN)/steer train experiment=emoji-posterior
+	$(BIN)/python scripts/ship.py runs/emoji-posterior emoji
 	$(BIN)/python scripts/train_shapes_autoencoder.py configs/train/shapes-autoencoder.json
 	$(BIN)/steer train experiment=shapes
 	$(BIN)/steer train experiment=shapes-jumps
+	$(BIN)/python scripts/ship.py runs/shapes-jumps shapes
 	$(BIN)/python scripts/train_shapes_autoencoder.py configs/train/shapes-decoder.json

@@ -2,14 +2,15 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from steer.models import files
 
 
 class Progress:
@@ -45,11 +46,9 @@ def log(path: Path, **row: Any) -> None:  # noqa: ANN401 (numbers and words)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Safetensors under a temporary name, then renamed."""
+    """Safetensors under a temporary name, then renamed; tensors may share memory, and the folder may be missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, part)
-    os.replace(part, path)
+    files.write_tensors(path, {k: v.detach().clone() for k, v in tensors.items()})
 
 
 def checkpoint(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
