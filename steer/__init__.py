@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves
+    from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves, objectives, posterior
     from steer.api import sample
     from steer.flow_map import jump, velocity
     from steer.learning import train
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "interpolants", "jump", "load_model",
-    "lookahead", "methods", "metrics", "models", "moves", "sample", "save_model", "train", "velocity",
+    "lookahead", "methods", "metrics", "models", "moves", "objectives", "posterior", "sample", "save_model", "train",
+    "velocity",
 ]  # fmt: skip
 
 _MODULE_OF = {
