@@ -16,7 +16,7 @@ from steer.flow_map import FlowMap
 from steer.judging import Judging
 from steer.models import ASSETS, Model, load_model, picture, save_model
 from steer.models.drawing import Words, load_untrained
-from steer.models.growing import grow
+from steer.models.growing import base, grow
 from steer.objectives import Objective, Student, Teacher
 from steer.rows import EmojiRows, LatentRows, PixelRows, vocabulary
 from steer.settings import build
@@ -51,7 +51,7 @@ def train(
             a length, such as `steer.data.folder.Folder(path)`.
         objective: a name (`steer list`) or an object of steer.objectives. One that distils is built by the teacher's
             flow: a callable that takes it by keyword.
-        model: the weights to start from; None starts from the teacher's, or from random ones.
+        model: the weights to start from, without its posterior map; None starts from the teacher's, or from random ones.
         network: {"architecture": "perceptron" or "patches", ...} of a model that starts from random weights.
         teacher: whose velocity a distillation learns.
         weak: a weaker teacher of the same prompts, to be guided away from, see `steer.objectives.Teacher`.
@@ -77,7 +77,7 @@ def train(
     goal = _objective(objective, master, weaker, autoguidance)
     start = _start(source, model if model is not None else teacher, network or {}, loop.seed)
     assert isinstance(start.flow, nn.Module)
-    start = grow(start, posterior) if posterior else replace(start, flow=start.flow.train().requires_grad_(True))
+    start = _grown(start, posterior) if posterior else _bare(start)
     assert isinstance(start.flow, nn.Module)
     student = Student(start.flow, start.path, metric=_metric(start))
     judging = Judging(start, _captions(source), judge, folder / "samples")
@@ -109,6 +109,20 @@ def _objective(objective: Any, teacher: Model | None, weak: Model | None, autogu
     if weak is None and autoguidance == 1:
         return goal(teacher=_frozen(teacher))
     return goal(teacher=Teacher(_frozen(teacher), weak and _frozen(weak), autoguidance))
+
+
+def _grown(model: Model, rank: int) -> Model:
+    """The model with a posterior map, its own or a fresh one, of which that alone is trained."""
+    model = grow(model, rank)
+    assert isinstance(model.flow, nn.Module)
+    for name, weight in model.flow.named_parameters():
+        weight.requires_grad_(not name.startswith("base."))
+    return model
+
+
+def _bare(model: Model) -> Model:
+    """The model, ready to be trained, without a posterior map: that would no longer fit."""
+    return replace(with_flow(model, base(model.flow).train().requires_grad_(True)), posterior=False)
 
 
 def _frozen(model: Model) -> FlowMap:

@@ -99,6 +99,13 @@ def test_a_posterior_map_grows_and_the_model_stays(tmp_path: Path) -> None:
     assert all(torch.allclose(v, after[k], atol=1e-6) for k, v in shared.items())
 
 
+def test_a_model_that_is_trained_loses_its_posterior_map(tmp_path: Path) -> None:
+    """Which was made for its flow as it was."""
+    out = steer.train(data="emoji", rows=20, model="emoji", objective="flow_matching", out=tmp_path, steps=1, **LOOP)
+    assert steer.load_model("emoji").posterior and not out.posterior
+    assert not (tmp_path / "posterior.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

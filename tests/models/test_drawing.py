@@ -80,7 +80,7 @@ def test_the_judge_knows_samples_of_a_caption(model: Model) -> None:
 
 
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="emojis.*embedded: emoji; did you mean 'emoji'"):
+    with pytest.raises(ValueError, match="emojis.*embedded: emoji, shapes; did you mean 'emoji'"):
         load_model("emojis")
     with pytest.raises(FileNotFoundError, match="model.json"):
         load_model(tmp_path)
