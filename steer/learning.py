@@ -51,7 +51,7 @@ def train(
             a length, such as `steer.data.folder.Folder(path)`.
         objective: a name (`steer list`) or an object of steer.objectives. One that distils is built by the teacher's
             flow: a callable that takes it by keyword.
-        model: the weights to start from, without its posterior map; None starts from the teacher's, or from random ones.
+        model: the weights to start from, less a posterior map; None starts from the teacher's, or from random ones.
         network: {"architecture": "perceptron" or "patches", ...} of a model that starts from random weights.
         teacher: whose velocity a distillation learns.
         weak: a weaker teacher of the same prompts, to be guided away from, see `steer.objectives.Teacher`.
