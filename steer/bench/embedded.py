@@ -201,7 +201,11 @@ def sizes(model: Model) -> list[Row]:
         for name, part in parts.items()
         if isinstance(part, nn.Module)
     ]
-    folders = {"all weights": [ASSETS, Path(rewards.__file__).parent / "assets"], "pictures": [emoji.ASSETS]}
+    folders = {
+        "weights of emoji and its CLIPs": [ASSETS / "emoji", Path(rewards.__file__).parent / "assets"],
+        "weights of shapes": [ASSETS / "shapes"],
+        "pictures": [emoji.ASSETS],
+    }
     for name, places in folders.items():
         files = [f for place in places for f in place.rglob("*") if f.is_file()]
         rows.append({"what": name, "MB": sum(f.stat().st_size for f in files) / 1e6})

@@ -61,7 +61,8 @@ def test_sizes_are_those_of_the_files(model: Model) -> None:
     rows = {row["what"]: row for row in embedded.sizes(model)}
     count = sum(p.numel() for p in model.flow.parameters()) / 1e6  # type: ignore[attr-defined]
     assert rows["flow map"]["million parameters"] == pytest.approx(count) and count <= 15
-    assert 5 < float(str(rows["all weights"]["MB"])) < 45
+    assert 5 < float(str(rows["weights of emoji and its CLIPs"]["MB"])) < 45
+    assert 1 < float(str(rows["weights of shapes"]["MB"])) < 12
 
 
 @pytest.mark.slow
