@@ -183,7 +183,7 @@ def run_list(overrides: list[str]) -> None:
     """`steer list`: the names of the groups."""
     if overrides:
         raise ValueError(f"steer list takes no settings, got {overrides[0]!r}; leave it out")
-    groups = ("model", "method", "reward", "data", "objective", "network", "experiment")
+    groups = ("model", "method", "lookahead", "reward", "data", "objective", "network", "experiment")
     _print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
 
 
