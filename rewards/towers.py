@@ -16,11 +16,12 @@ EMBEDDED = ("emoji-clip", "emoji-clip-judge")
 
 
 @lru_cache(maxsize=1)
-def import_open_clip() -> Any:  # noqa: ANN401 (a module)
-    """Import open_clip, also beside a torchvision whose compiled operators do not match this torch.
+def mend_torchvision() -> object:
+    """Make torchvision importable where its compiled operators do not match this torch.
 
     A CUDA build of torchvision on a CPU build of torch fails at import with "operator torchvision::nms does not exist",
-    although open_clip calls none of its operators. Declaring the two schemas lets the import pass.
+    although open_clip, transformers and peft call none of its operators. Declaring the two schemas lets the import
+    pass; they live as long as what is returned, which is kept here.
     """
     try:
         import torchvision  # noqa: F401
@@ -30,7 +31,13 @@ def import_open_clip() -> Any:  # noqa: ANN401 (a module)
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_open_clip.library = library  # pyright: ignore (the schemas live as long as this object)
+        return library
+    return None
+
+
+def import_open_clip() -> Any:  # noqa: ANN401 (a module)
+    """Import open_clip, also beside a torchvision that needs `mend_torchvision`."""
+    mend_torchvision()
     import open_clip
 
     return open_clip

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves, objectives, posterior
     from steer.api import sample
+    from steer.finetuning import finetune
     from steer.flow_map import jump, velocity
     from steer.learning import train
     from steer.models import Model, load_model, save_model
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from steer.samples import Samples
 
 __all__ = [
-    "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "interpolants", "jump", "load_model",
-    "lookahead", "methods", "metrics", "models", "moves", "objectives", "posterior", "sample", "save_model", "train",
-    "velocity",
+    "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "finetune", "interpolants", "jump",
+    "load_model", "lookahead", "methods", "metrics", "models", "moves", "objectives", "posterior", "sample",
+    "save_model", "train", "velocity",
 ]  # fmt: skip
 
 _MODULE_OF = {
@@ -32,6 +33,7 @@ _MODULE_OF = {
     "Particles": "particles",
     "Samples": "samples",
     "Trace": "particles",
+    "finetune": "finetuning",
     "jump": "flow_map",
     "load_model": "models",
     "sample": "api",

@@ -22,7 +22,6 @@ from steer.arguments import (
 )
 from steer.choosing import Asked, Chosen, choose
 from steer.chunks import Chunks
-from steer.draws import randn_like
 from steer.flow_map import compiled
 from steer.methods import BestOfN
 from steer.models import Model, load_model
@@ -113,7 +112,8 @@ def sample(
         check_lookahead(chosen.method, model)
         judge = judge_for(model, score, x0.device)
         with bar(progress, "unsteered", PLAIN_STEPS * len(prompts) * max(n, ENOUGH)) as tick:
-            plain, before = problem.run(BestOfN(PLAIN_STEPS), _enough(x0, rng), rng, tick)
+            more = problem.noise(max(ENOUGH - n, 0), rng)
+            plain, before = problem.run(BestOfN(PLAIN_STEPS), torch.cat([x0, more], 1), rng, tick)
         chosen = chosen if chosen.origin else _measure(chosen, plain.rewards, score, prompts)
         with bar(progress, chosen.name, _rows(chosen, x0)) as tick:
             particles, spent = problem.run(chosen.method, x0, rng, tick, chosen.temperatures)
@@ -142,12 +142,6 @@ def _rows(chosen: Chosen, x0: Tensor) -> int | None:
     """How many rows the method will put through the network, where it says so by its steps."""
     steps = getattr(chosen.method, "steps", None)
     return None if steps is None else (steps + chosen.method.needs_gradient) * x0.shape[0] * x0.shape[1]
-
-
-def _enough(x0: Tensor, rng: list[torch.Generator]) -> Tensor:
-    """At least `ENOUGH` particles a prompt, the given ones first."""
-    p, n = x0.shape[:2]
-    return torch.cat([x0, randn_like(x0.new_empty(p, max(ENOUGH - n, 0), *x0.shape[2:]), rng)], 1)
 
 
 def _measure(chosen: Chosen, r: Tensor, score: rewards.Reward, prompts: list[str]) -> Chosen:

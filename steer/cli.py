@@ -1,5 +1,6 @@
 """The command line: `steer sample`, `steer train`, `steer bench`, `steer list`, each with hydra overrides after it."""
 
+import json
 import re
 import sys
 import traceback
@@ -24,6 +25,8 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer train experiment=emoji                             the embedded model from scratch; out=runs/emoji
   steer train data=folder data.path=pictures network=patches out=runs/mine
   steer train model=runs/mine teacher=runs/mine objective=distil out=runs/fast
+  steer finetune model=emoji reward=clip objective=nft     a model whose plain samples score high; out=runs/finetune
+  steer finetune model=shapes reward=my_file.py:score prompts=prompts.txt objective=grpo
   steer bench NAME [fast=true]                             print figures and write them; NAME: exact, embedded,
                                                            values, compositional,
                                                            training, overhead
@@ -32,7 +35,8 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
 """
 
-GROUPS = {"sample": ("method", "lookahead"), "train": ("data", "objective", "network", "experiment")}
+GROUPS = {"sample": ("method", "lookahead"), "train": ("data", "objective", "network", "experiment"),
+          "finetune": ("objective", "experiment")}  # fmt: skip
 LONG = 200  # rows of a table that is written, but not printed
 
 
@@ -155,6 +159,30 @@ def run_train(overrides: list[str]) -> None:
         print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
 
 
+def run_finetune(overrides: list[str]) -> None:
+    """`steer finetune`: a tuned model in the folder `out`; the same command goes on where a killed run was."""
+    from hydra.utils import instantiate
+
+    overrides, free = _take_free(overrides)
+    config = _compose("finetune", overrides)
+    reward = _free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
+    objective = instantiate(config.objective)
+    taken = ("reward", "objective", "model", "experiment")
+    plain = {key: _to_plain(config[key]) for key in config if key not in taken}
+    plain |= {key: tuple(plain[key]) for key in ("betas", "ema")}
+
+    from accelerate import PartialState
+
+    from steer import finetune
+
+    model = free.get("model") or str(config.model.name)
+    finetune(model, reward, plain.pop("prompts"), objective=objective, **plain)
+    if PartialState().is_main_process:
+        report = json.loads((Path(config.out) / "report.json").read_text(encoding="utf8"))
+        print(report["words"])
+        print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
+
+
 def run_bench(overrides: list[str]) -> None:
     """`steer bench NAME`: prints tables, writes NAME.json, NAME.csv and, where there is a plot, NAME.png."""
     from steer.bench import TABLES, as_csv, plot, run
@@ -183,13 +211,14 @@ def run_list(overrides: list[str]) -> None:
     """`steer list`: the names of the groups."""
     if overrides:
         raise ValueError(f"steer list takes no settings, got {overrides[0]!r}; leave it out")
-    groups = ("model", "method", "lookahead", "reward", "data", "objective", "network", "experiment")
+    groups = ("model", "method", "lookahead", "reward", "data", "objective", "tuning", "network", "experiment")
     _print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": run_sample,
     "train": run_train,
+    "finetune": run_finetune,
     "bench": run_bench,
     "list": run_list,
 }
@@ -208,9 +237,16 @@ def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictC
                 raise ValueError(f"setting {override!r} has no value; write {override}=VALUE")
             if root not in known:
                 raise unknown("setting", root, known)
-            if key in GROUPS.get(config, ()) and value not in (*names(key), "null"):
-                raise unknown(key, value, names(key))
-        return compose(config, overrides)
+            group = _group(config, key)
+            if key in GROUPS.get(config, ()) and value not in (*names(group), "null"):
+                raise unknown(key, value, names(group))
+        return compose(config, [o.replace("objective=", "tuning@objective=", 1) if _group(config, o.partition("=")[0])
+                                == "tuning" else o for o in overrides])  # fmt: skip
+
+
+def _group(config: str, key: str) -> str:
+    """The folder of configs/ that a key names: objectives of fine-tuning have one of their own."""
+    return "tuning" if (config, key) == ("finetune", "objective") else key
 
 
 def _quote_prompt(overrides: list[str]) -> list[str]:

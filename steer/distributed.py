@@ -47,13 +47,14 @@ def whole(x: Tensor) -> Tensor:
 
 
 def full_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """All weights, and the optimiser's state by the names of the weights: tensors, and settings that JSON holds.
+    """All weights that are trained, buffers, and the optimiser's state by the names of the weights: tensors, and
+    settings that JSON holds.
 
     Every process must ask; of several, the first alone is given all of it, and the others nothing.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     weights, found = get_state_dict(module, _inner(optimiser), options=options)
     tensors: dict[str, Any] = {f"module.{k}": v for k, v in weights.items()}
     state: Any = found.get("state", {})
@@ -83,9 +84,12 @@ def load_full_state(
     now = [{k: v for k, v in group.items() if k != "params"} for group in inner.param_groups]
     optim: Any = {"state": state, "param_groups": [g | mine for g, mine in zip(groups, now, strict=True)]}
     try:
-        options = parts.StateDictOptions(full_state_dict=True, cpu_offload=True)
-        parts.set_model_state_dict(module, weights, options=options)
         options = parts.StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+        missing, unexpected = parts.set_model_state_dict(module, weights, options=options)
+        fixed = {name for name, p in module.named_parameters() if not p.requires_grad}
+        fixed |= {name.removeprefix("module.") for name in fixed}
+        if lost := [*unexpected, *(name for name in missing if name.removeprefix("module.") not in fixed)]:
+            raise KeyError(lost)
         parts.set_optimizer_state_dict(module, inner, optim, options=options)
     except (RuntimeError, KeyError) as error:
         raise ValueError(

@@ -202,6 +202,15 @@ def posterior_variance(path: Interpolant, t: float, data_std: float) -> float:
     return (data_std * alpha) ** 2 / (alpha**2 + (beta * data_std) ** 2)
 
 
+def eta(path: Interpolant, t: T) -> T:
+    """``alpha (alpha dbeta - dalpha beta) / beta``: half the squared noise of the memoryless SDE; infinite at t = 0.
+
+    ``b* = b + eta grad V`` is the velocity of the law tilted by the value V.
+    """
+    alpha, beta = path.alpha(t), path.beta(t)
+    return alpha * (alpha * path.dbeta(t) - path.dalpha(t) * beta) / beta  # pyright: ignore[reportReturnType]
+
+
 def _share(ratio: float) -> float:
     return ratio / (1 + ratio) if math.isfinite(ratio) else 1.0
 

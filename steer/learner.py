@@ -31,9 +31,9 @@ class Learner(nn.Module):
         """The loss, and what to write down."""
         student = replace(
             self.student, flow=self.flow, average=None if average is None else Own(average), weight=self.weight,
-            progress=progress, null=_described(self.flow, self.student.null),
+            progress=progress, null=described(self.flow, self.student.null),
         )  # fmt: skip
-        return self.objective(student, replace(batch, cond=_described(self.flow, batch.cond)), rng)
+        return self.objective(student, replace(batch, cond=described(self.flow, batch.cond)), rng)
 
 
 class Own:
@@ -72,7 +72,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _described(flow: nn.Module, cond: Cond) -> Cond:
-    """What a network that reads words makes of them, once for all calls of a step."""
+def described(flow: nn.Module, cond: Cond) -> Cond:
+    """What a network that reads words makes of them, once for all calls that follow."""
     describe = getattr(flow, "condition", None)
     return cond if cond is None or describe is None else describe(cond)

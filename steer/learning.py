@@ -94,7 +94,9 @@ def train(
 
 
 def with_flow(model: Model, flow: nn.Module) -> Model:
-    """The model with another network of the same kind, which also reads the words."""
+    """The model with another network of the same kind, which also reads the words where the model's own does."""
+    if not hasattr(model.encode, "net"):
+        return replace(model, flow=flow)
     return replace(model, flow=flow, encode=replace(model.encode, net=flow))  # type: ignore[type-var]
 
 

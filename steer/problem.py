@@ -15,6 +15,7 @@ from steer.chunks import AtOnce, Chunks, Within, slices
 from steer.draws import randn_like
 from steer.flow_map import Checkpointed, Chunked
 from steer.models import Model
+from steer.models.noise import start
 from steer.particles import Trace
 from steer.progress import Observed
 from steer.report import Spent
@@ -141,7 +142,8 @@ class Problem:
 
     def noise(self, n: int, rng: list[torch.Generator]) -> Tensor:
         """x0 [p n *d], drawn on the CPU, so that a seed means the same on every device."""
-        return randn_like(torch.empty(len(self.prompts), n, *self.model.shape, device=self.device), rng)
+        x0 = randn_like(torch.empty(len(self.prompts), n, *self.model.shape, device=self.device), rng)
+        return start(self.model, x0, self.cond)
 
     def has_gradient(self, x0: Tensor) -> bool:
         """Whether the reward has one: what it says itself, or else what a call on one picture shows."""

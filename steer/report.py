@@ -29,7 +29,9 @@ class Spent(NamedTuple):
 
 def judge_for(model: Model, score: rewards.Reward, device: torch.device) -> rewards.Reward | None:
     """The held-out reward, loaded; None for a model without one, and where it is part of what is optimised."""
-    name = JUDGES.get(model.name)
+    from steer.models.drawing import Words
+
+    name = JUDGES.get("emoji" if isinstance(model.encode, Words) else model.name)
     if name is None or name in rewards.name_of(score):  # the name of a weighted sum holds those of its parts
         return None
     judge = rewards.get(name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,7 +30,10 @@ from steer.stopping import Signals, Stopped
 from steer.tracking import Log, Means
 from steer.training_settings import Settings
 
-__all__ = ["ENDLESS", "Judge", "Learner", "Own", "Settings", "Stopped", "Trainer", "TrainingData"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["ENDLESS", "Judge", "Learner", "Own", "Renewed", "Settings", "Stopped", "Trainer", "TrainingData"]
 
 ENDLESS = 1 << 30  # this many rows are not permuted: such data are drawn as they are needed
 
@@ -52,13 +55,39 @@ class TrainingData(Protocol):
         ...
 
 
+@runtime_checkable
+class Renewed(TrainingData, Protocol):
+    """Rows that the model in training makes itself, such as `steer.experience.Experience`."""
+
+    def renew(self, step: int, flow: nn.Module, average: nn.Module, accelerator: "Accelerator") -> dict[str, float]:
+        """Make new rows before a step, where they are due, in every process; figures of them."""
+        ...
+
+    def more(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """What else is known of some rows, by name [b ...]."""
+        ...
+
+    def reward(self, x1: Tensor, prompt: Tensor) -> Tensor:
+        """The reward [b] of samples x1 [b *d] of prompts by their numbers [b]."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts, of which `load` makes the same rows."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> None:
+        """Take them back."""
+        ...
+
+
 class Trainer:
     """A flow map, an objective, data and settings; `run` trains it in a folder, going on from what is there.
 
     flow: the network, an nn.Module v(x, s, t, cond); it may have `condition(cond) -> cond`, applied once a step.
     student: path, null, metric; what else an objective is told.
     save: called as save(averaged flow, folder) before each checkpoint, by the first process.
-    judge: called as judge(averaged flow, folder, step) -> numbers, by the first process.
+    judge: called as judge(averaged flow, folder, step) -> numbers, by the first process. If it has a `verdict` that is
+        not empty, the run ends there.
     facts: what else tells this run from others, as JSON; one with other facts is not taken up.
 
     Raises ValueError where the settings do not fit the data or the number of processes.
@@ -81,6 +110,7 @@ class Trainer:
         if not len(data):
             raise ValueError("data must hold at least one row, got none")
         self.settings, self.folder, self.data, self.objective = settings, Path(folder), data, objective
+        self.made = data if isinstance(data, Renewed) else None
         self.save, self.judge, self.progress, self.more_facts = save, judge, progress, facts or {}
         self.accelerator = make_accelerator(settings.precision, settings.tracker, self.folder)
         self.world, self.device = self.accelerator.num_processes, self.accelerator.device
@@ -91,7 +121,8 @@ class Trainer:
                 f"{settings.batch}; take {-(-settings.batch // parts) * parts}"
             )
         self.averages = Averages(flow, settings.ema, self.device)
-        learner = Learner(flow, objective, replace(student or Student(flow), null=data.null), settings.seed).train()
+        student = replace(student or Student(flow), null=data.null, reward=self.made and self.made.reward)
+        learner = Learner(flow, objective, student, settings.seed).train()
         trained = [p for p in learner.parameters() if p.requires_grad]
         fused = self.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(
@@ -120,8 +151,8 @@ class Trainer:
         self.resume()
         log = Log(self) if self.main else None
         with self.signals, log or nullcontext():
-            self._judge(log)  # what a stopped run still owed
-            while self.step < settings.steps:
+            over = self._judge(log)  # what a stopped run still owed
+            while self.step < settings.steps and not over:
                 row = self.update()
                 if log is not None:
                     log.step(self.step, row["loss"])
@@ -136,16 +167,24 @@ class Trainer:
                     done = f"stopped as asked, after step {self.step} of {settings.steps}"
                     cure = f"the same command goes on from the checkpoint in {self.folder}"
                     raise Stopped(f"{done}; {cure}", self.signals.asked)
-                self._judge(log)
+                over = self._judge(log)
         self.accelerator.wait_for_everyone()
         return self.averages.first
 
-    def _judge(self, log: Log | None) -> None:
-        """Judge the averaged weights where that is due and not done."""
+    def _judge(self, log: Log | None) -> bool:
+        """Judge the averaged weights where that is due and not done; whether the judge wants no more steps."""
         every = self.settings.sample_every
-        due = self.step == self.settings.steps or (every and self.step and self.step % every == 0)
+        due = self.step == self.settings.steps or bool(every and self.step and self.step % every == 0)
         if log is not None and self.judge is not None and due and self.step not in log.judged_at:
             log.judged(self.step, self.judge(self.averages.first, self.folder, self.step))
+        over = [bool(getattr(self.judge, "verdict", ""))]
+        if self.world > 1 and due:
+            from accelerate.utils import broadcast_object_list
+
+            over = broadcast_object_list(over)
+        if over[0] and self.step % self.settings.save_every and self.step < self.settings.steps:
+            self.checkpoint()
+        return over[0]
 
     def order(self, step: int) -> list[int]:
         """The rows of a step's batch: each epoch is another permutation of the data; endless data come in order."""
@@ -168,8 +207,9 @@ class Trainer:
 
         Returns the loss and the gradient's norm (float), of all processes, and this process's other figures (Tensor).
         """
-        settings, index = self.settings, self.order(self.step)
-        rate = settings.rate(self.step)
+        settings = self.settings
+        told = self.made.renew(self.step, self.plain.flow, self.averages.first, self.accelerator) if self.made else {}
+        index, rate = self.order(self.step), settings.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         sums: dict[str, Tensor] = {}
@@ -191,7 +231,7 @@ class Trainer:
         stepping.zero_grad()
         self.averages.update(self.plain.flow, self.step)
         self.step += 1
-        self.means.add({**row, "lr": rate})
+        self.means.add({**row, **told, "lr": rate})
         return row
 
     def _part(self, index: list[int], part: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -200,13 +240,14 @@ class Trainer:
         rank, count = part * self.world + self.accelerator.process_index, self.world * settings.accumulate
         b, seed = settings.batch // count, _seed(settings.seed, self.step)
         rng = Shard(torch.Generator(self.device).manual_seed(seed), rank, count)
-        x1, cond = self.data(index[rank * b : (rank + 1) * b])
-        x1 = x1.to(self.device)
+        rows = index[rank * b : (rank + 1) * b]
+        x1, cond = self.data(rows)
+        x1, more = x1.to(self.device), self.made.more(rows) if self.made else {}
         cond = None if cond is None else {key: c.to(self.device) for key, c in cond.items()}
         dropped = rand_like(x1.new_empty(b), rng) < settings.drop
         if cond is not None and self.data.null is not None:
             cond = {k: torch.where(_beside(dropped, c), self.data.null[k].to(c), c) for k, c in cond.items()}
-        batch = Batch(x1, cond, None if cond is None else dropped)
+        batch = Batch(x1, cond, None if cond is None else dropped, more)
         with seeded(seed + rank, self.device):  # for dropout, which takes no generator
             return self.learner(batch, rng, self.averages.first, self.step / settings.steps)
 
@@ -244,7 +285,7 @@ class Trainer:
             "settings": described(self.settings),
             "objective": described(self.objective),
             "rows": len(self.data),
-            "some_rows": some_rows(self.data(first)[0]),
+            **({} if self.made else {"some_rows": some_rows(self.data(first)[0])}),
             **self.more_facts,
         }
 
@@ -256,7 +297,9 @@ class Trainer:
             if self.save is not None:
                 self.save(self.averages.first, self.folder)
             tensors |= {f"ema.{k}": v for k, v in self.averages.state().items()}
-            more = {"optimiser": groups, "means": means, "scaler": scaler and scaler.state_dict()}
+            made, facts = self.made.state() if self.made else ({}, None)
+            tensors |= {f"made.{k}": v for k, v in made.items()}
+            more = {"optimiser": groups, "means": means, "scaler": scaler and scaler.state_dict(), "made": facts}
             checkpoints.write(self.folder, self.step, tensors, {**self.facts(), **more}, self.settings.keep)
         self.accelerator.wait_for_everyone()
 
@@ -275,6 +318,9 @@ class Trainer:
         load_full_state(self.learner, self.optimiser, tensors, facts["optimiser"])
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if self.made and facts.get("made"):
+            mine = {k[5:]: v for k, v in tensors.items() if k.startswith("made.")}
+            self.made.load(mine, facts["made"], self.device)
         if self.main:
             self.means.load(facts.get("means", {}))
         self.step = int(facts["step"])

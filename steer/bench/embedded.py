@@ -21,6 +21,7 @@ from steer.data import emoji
 from steer.methods import BestOfN
 from steer.metrics import diversity
 from steer.models import ASSETS, Model, load_model
+from steer.models.noise import start
 from steer.settings import CONFIGS
 
 Row = dict[str, object]
@@ -61,7 +62,7 @@ def plain(model: Model, prompts: list[str], n: int, calls: int, seed: int = 0) -
     cond = model.encode(prompts)
     device = next(iter(cond.values())).device if cond else "cpu"
     rng = torch.Generator().manual_seed(seed)
-    x0 = torch.randn((len(prompts), n, *model.shape), generator=rng).to(device)
+    x0 = start(model, torch.randn((len(prompts), n, *model.shape), generator=rng).to(device), cond)
     method = BestOfN(steps=calls)
     particles, _ = method(model.flow, model.path, lambda x: x.new_zeros(x.shape[:2]), x0, cond, rng=rng)
     flat = particles.x.flatten(0, 1).split(256)

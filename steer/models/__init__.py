@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from steer.flow_map import FlowMap
+from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
 
 ASSETS = Path(__file__).parent / "assets"
@@ -26,6 +26,8 @@ class Model:
     decode: x1 [b *shape] -> pictures [b 3 h w] in [0,1].
     shape: of one sample x.
     name: what messages and reports call it.
+    noise: x0 [b *shape] ~ N(0, I), cond -> the noise that the flow starts from, where that is another: see
+        `steer.models.noise`. What is steered is then the law of the model with its noise.
     posterior: whether the flow, told x_t and t in cond, draws from p(x1 | x_t): see `steer.posterior.Learned`.
     """
 
@@ -36,6 +38,7 @@ class Model:
     shape: tuple[int, ...]
     name: str = "model"
     posterior: bool = False
+    noise: Callable[[Tensor, Cond], Tensor] | None = None
 
 
 def load_model(name_or_folder: str | Path, device: str | torch.device | None = None) -> Model:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rewards.towers import EMBEDDED, Towers, load_clip
 from steer.data.stage import STAGE, show
 from steer.interpolants import Linear
-from steer.models import Model, growing
+from steer.models import Model, growing, noise
 from steer.models.autoencoder import Autoencoder
 from steer.models.files import check_card, construct, fill, read_card, write_card, write_tensors
 from steer.models.network import FlowNetwork
@@ -57,7 +57,8 @@ def load(folder: Path, device: torch.device) -> Model:
     net, autoencoder = net.to(device), autoencoder.to(device)
     towers = load_clip(card["text"], device=device)
     shape = (card["network"]["size"],)
-    return growing.read(Model(net, Linear(), Words(towers, net), Show(autoencoder), shape, folder.name), card, folder)
+    model = Model(net, Linear(), Words(towers, net), Show(autoencoder), shape, folder.name)
+    return growing.read(noise.read(model, card, folder), card, folder)
 
 
 def load_untrained(folder: Path, network: dict[str, Any]) -> Model:
@@ -82,4 +83,5 @@ def save(model: Model, folder: Path) -> None:
     write_card(folder, {
         "kind": "drawing", "path": "linear", "text": "emoji-clip", "network": net.config,
         "autoencoder": model.decode.autoencoder.config, "posterior": growing.write(model.flow, folder),
+        "noise": noise.write(model, folder),
     })  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewards.towers import WordPieces
 from steer.interpolants import Linear
-from steer.models import Model, growing
+from steer.models import Model, growing, noise
 from steer.models.autoencoder import Autoencoder
 from steer.models.files import check_card, construct, fill, read_card, write_card, write_tensors
 from steer.models.grid import GridNetwork
@@ -107,7 +107,7 @@ def load(folder: Path, device: torch.device) -> Model:
     decode = Pixels() if card.get("autoencoder") is None else load_decoder(folder, card["autoencoder"], device)
     pieces = WordPieces(tuple(card["words"]["pieces"]), card["words"]["context"])
     model = Model(net, Linear(), Spell(pieces, net), decode, tuple(card["shape"]), folder.name)
-    return growing.read(model, card, folder)
+    return growing.read(noise.read(model, card, folder), card, folder)
 
 
 def save(model: Model, folder: Path) -> None:
@@ -125,5 +125,5 @@ def save(model: Model, folder: Path) -> None:
         "architecture": next(name for name, kind in NETWORKS.items() if isinstance(net, kind)),
         "network": net.config, "autoencoder": latents and latents.autoencoder.config,
         "words": {"pieces": list(pieces.pieces), "context": pieces.context},
-        "posterior": growing.write(model.flow, folder),
+        "posterior": growing.write(model.flow, folder), "noise": noise.write(model, folder),
     })  # fmt: skip

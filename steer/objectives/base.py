@@ -1,7 +1,7 @@
 """What an objective is given and gives: (model, batch, rng) -> (loss, metrics), and the parts that families share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -21,14 +21,21 @@ class Batch:
     x1: data [b *d].
     cond: what the map is told [b ...], or None.
     dropped: True where cond was replaced by that of no prompt [b], or None.
+    more: what else is known of samples that a model made, by name [b ...]: see `steer.experience`.
     """
 
     x1: Tensor
     cond: Cond = None
     dropped: Tensor | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x1)
+
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        """Some of the rows, by a mask [b] or indices."""
+        dropped = None if self.dropped is None else self.dropped[rows]
+        return Batch(self.x1[rows], take(self.cond, rows), dropped, {k: v[rows] for k, v in self.more.items()})
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Student:
     weight: w(s [b], t [b]) -> [b], a small network trained beside the map; needed by `LearnedWeight`.
     metric: what the squared error of each number of a sample counts [*d]; None counts all the same.
     progress: share of the training that is done, in [0, 1].
+    reference: in fine-tuning, the map as it was before, never trained.
+    reward: in fine-tuning, the reward of latents, (x1 [b *d], prompts [b]) -> [b], prompts by their numbers.
     """
 
     flow: FlowMap
@@ -51,6 +60,8 @@ class Student:
     weight: Callable[[Tensor, Tensor], Tensor] | None = None
     metric: Tensor | None = None
     progress: float = 1.0
+    reference: FlowMap | None = None
+    reward: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def teacher(self) -> FlowMap:

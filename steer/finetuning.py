@@ -1,0 +1,294 @@
+"""`finetune`: where a model, a reward, prompts and the loop meet."""
+
+import copy
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import rewards
+from steer.adapters import Reference, adapt, merged
+from steer.arguments import check_device, check_reward
+from steer.checkpoints import write_json
+from steer.chunks import Chunks
+from steer.experience import Experience, Rounds
+from steer.flow_map import Cond
+from steer.guards import Guard, Rule
+from steer.learning import with_flow
+from steer.models import Model, load_model, save_model
+from steer.models.drawing import Words
+from steer.models.growing import base
+from steer.models.noise import TunedNoise
+from steer.models.picture import Spell
+from steer.models.text import encode_prompts
+from steer.objectives import Objective, Student, Tuning
+from steer.posterior import Learned
+from steer.problem import Scores
+from steer.prompts import Prompts, Source
+from steer.report import judge_for
+from steer.samples import check_folder
+from steer.settings import build, names, unknown
+from steer.training import Renewed, Settings, Trainer
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 1e-4, "batch": 256, "warm_up": 0.0, "schedule": "constant", "ema": (0.9,), "drop": 0.0, "save_every": 50,
+    "log_every": 10,
+}  # fmt: skip
+SHARE_OF_SPREAD = 0.25  # the temperature, of the standard deviation of a prompt's plain pictures
+
+
+def finetune(
+    model: str | Path | Model,
+    reward: Any,  # noqa: ANN401 (whatever rewards.to_reward takes)
+    prompts: Source | None = None,
+    *,
+    objective: str | Tuning = "nft",
+    steps: int = 200,
+    temperature: float | None = None,
+    held_out: Any = "judge",  # noqa: ANN401 (a reward, or None)
+    held_out_prompts: str | Path | Sequence[str] | None = None,
+    rank: int = 32,
+    alpha: float | None = None,
+    normalise: bool = False,
+    rounds: Rounds | Mapping[str, int] | None = None,
+    guard: Rule | Mapping[str, float] | None = None,
+    guard_every: int = 20,
+    guard_pictures: int = 8,
+    calls: int = 4,
+    pairs: Renewed | str | Path | None = None,
+    out: str | Path = "runs/finetune",
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    **settings: Any,  # noqa: ANN401 (fields of steer.training.Settings)
+) -> Model:
+    """Tune a model so that its plain few-step samples score high; the best weights by a stated rule, also in `out`.
+
+    What happened is told in words: a warning where the reward was over-optimised, and in out/report.json. A run that
+    was killed goes on with the same call, and ends with the weights that it would have had.
+
+    Args:
+        model: a name, a folder or a `steer.Model`; it is left as it is.
+        reward: as for `steer.sample`: a name, any function of pictures, or several with weights.
+        prompts: texts, a file with one a line, or a function draw(count, seed) -> texts; None takes the captions of an
+            embedded model's data.
+        objective: a name (`steer list`: tuning) or an object of steer.objectives with a `collector`.
+        steps: updates of the weights; the loop's other settings are those of `steer.training.Settings`.
+        temperature: of the target p exp(reward / temperature), for the objectives that have one; None measures it, a
+            quarter of the reward's standard deviation over a prompt's plain pictures.
+        held_out: a reward that is measured and not optimised; "judge" takes the model's own, if there is one.
+        held_out_prompts: texts or a file that the guard measures on; None takes some of `prompts` away for it.
+        rank: of the adapters (LoRA); 0 tunes all weights.
+        alpha: the adapters' scale times their rank, 2 rank by default.
+        normalise: divide each of several rewards by its standard deviation over a prompt's plain pictures, so that
+            weights compare like with like.
+        rounds: how much is gathered and how long it serves, see `steer.experience.Rounds`.
+        guard: the rule for the best weights and for stopping, see `steer.guards.Rule`.
+        guard_every: updates between its measurements.
+        guard_pictures: pictures of each held-out prompt.
+        calls: network calls of each.
+        pairs: for objective="dpo" the preference pairs, see `steer.preferences.PairRows`; a folder of them.
+        out: the folder of the model, the best weights, checkpoints, logs and the report.
+        device: None takes CUDA where there is one.
+        progress: whether to show a bar.
+        **settings: of the loop, see `steer.training.Settings`; `DEFAULTS` says which differ from its own.
+
+    Raises:
+        ValueError: an argument is out of range, unknown or does not fit the others; before any long work.
+        FloatingPointError: the loss or its gradient is not finite.
+    """
+    from accelerate import PartialState
+
+    loop = Settings(steps=steps, sample_every=guard_every, **DEFAULTS | settings)
+    goal = _objective(objective)
+    score, place, folder = check_reward(reward), check_device(device), check_folder(out)
+    rule = guard if isinstance(guard, Rule) else Rule(**(guard or {}))
+    gathering = rounds if isinstance(rounds, Rounds) else Rounds(**(rounds or {}))
+    PartialState()  # processes meet before the first file is written
+    start = model if isinstance(model, Model) else load_model(model, place)
+    source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
+    tuned = _prepared(start, goal, rank, alpha, loop.seed)
+    judge = judge_for(start, score, place) if held_out == "judge" else held_out and check_reward(held_out)
+
+    def finished(flow: nn.Module) -> Model:
+        return _finished(start, tuned, flow, goal)
+
+    watch = Guard(finished, start, source.held_out, score, judge, rule, folder, n=guard_pictures, calls=calls,
+                  save=lambda best: _save(best, folder / "best"))  # fmt: skip
+    _check_spread(watch, score)
+    if normalise:
+        watch.score = score = _normalised(score, watch)
+    watch.temperature = temperature or SHARE_OF_SPREAD * _spread(watch.rewards)
+    if not watch.temperature > 0:
+        watch.temperature = 1.0
+    assert isinstance(tuned.flow, nn.Module)
+    reference = Reference(tuned.flow)
+    data = _pairs(pairs, tuned) if pairs is not None else Experience(
+        source, lambda texts: raw(tuned, texts), goal.collector,
+        lambda texts: Scores(tuned, texts, score, Chunks()), start.shape, reference,
+        rounds=gathering, temperature=watch.temperature, path=start.path, seed=loop.seed,
+    )  # fmt: skip
+    student = Student(tuned.flow, start.path, reference=reference)
+    facts = {"model": start.name, "rank": rank, "reward": rewards.name_of(score), "temperature": watch.temperature}
+    trainer = Trainer(
+        tuned.flow, goal, data, loop, folder, student=student, progress=progress, judge=watch, facts=facts,
+        save=lambda flow, to: _save(finished(flow), to),
+    )  # fmt: skip
+    trainer.run()
+    if trainer.main:
+        _conclude(watch, folder, facts)
+    trainer.accelerator.wait_for_everyone()
+    return _result(start, watch, folder, finished, trainer)
+
+
+def raw(model: Model, prompts: list[str]) -> Cond:
+    """What a model's network is told of prompts, before it reads the words itself."""
+    if isinstance(model.encode, Spell):
+        return {"ids": model.encode.ids(prompts)}
+    if isinstance(model.encode, Words):
+        return encode_prompts(model.encode.towers, prompts)
+    return model.encode(prompts)
+
+
+def _objective(objective: str | Tuning) -> Tuning:
+    if isinstance(objective, str):
+        if objective not in names("tuning"):
+            hint = ", which trains (`steer train`)" if objective in names("objective") else ""
+            raise unknown("objective", objective, names("tuning"), hint)
+        objective = build("tuning", objective)
+    if not hasattr(objective, "collector"):
+        raise ValueError(f"objective={objective!r} has no collector: it trains from data; take steer.train, or one of "
+                         f"{', '.join(names('tuning'))}")  # fmt: skip
+    return objective  # type: ignore[return-value]
+
+
+def _prompts(model: Model) -> list[str]:
+    """The captions that an embedded model learned from."""
+    if isinstance(model.encode, Words):
+        from steer.data import emoji
+
+        return sorted(set(emoji.load().captions))
+    if model.name == "shapes":
+        from steer.data.shapes import prompts
+
+        return prompts("seen", 512)
+    raise ValueError(f"prompts=None, and model={model.name!r} has no captions of its own; give prompts=")
+
+
+def _prepared(model: Model, goal: Objective, rank: int, alpha: float | None, seed: int) -> Model:
+    """A copy of the model whose flow is ready to be trained."""
+    if not isinstance(model.flow, nn.Module):
+        raise ValueError(
+            f"model={model.name!r} has a flow of type {type(model.flow).__name__}; tuning needs a torch module"
+        )
+    of_noise = getattr(goal, "of_noise", False)
+    if of_noise and rank == 0:
+        raise ValueError("rank=0: a noise network is made of adapters; give a rank")
+    drawn = isinstance(getattr(getattr(goal, "collector", None), "lookahead", None), Learned)
+    if drawn and not model.posterior:
+        raise ValueError(f"lookahead=Learned() needs a posterior map, which model={model.name!r} lacks; take Glass()")
+    with torch.no_grad():
+        flow: Any = copy.deepcopy(model.flow if drawn else base(model.flow))
+    inner = base(flow)
+    flow.requires_grad_(False)
+    if rank:
+        adapt(inner, rank, alpha, seed=seed, words=not of_noise)
+    else:
+        inner.requires_grad_(True)
+    return replace(with_flow(model, flow), posterior=drawn)
+
+
+def _finished(start: Model, tuned: Model, flow: nn.Module, goal: Objective) -> Model:
+    """The model of tuned weights, without adapters: as it is saved and sampled."""
+    net = merged(base(flow)).eval()
+    if not getattr(goal, "of_noise", False):
+        return replace(with_flow(start, net), posterior=False)
+    assert isinstance(start.flow, nn.Module)
+    return replace(start, noise=TunedNoise(net, base(start.flow)), flow=base(start.flow), posterior=False)
+
+
+def _save(model: Model, folder: Path) -> None:
+    if isinstance(model.encode, Spell | Words):
+        save_model(model, folder)
+    else:
+        from steer.models.files import write_tensors
+
+        assert isinstance(model.flow, nn.Module)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "flow.safetensors", model.flow.state_dict())
+
+
+def _spread(r: torch.Tensor) -> float:
+    """Mean over prompts of the standard deviation of rewards [p n], those of -inf left out."""
+    each = [row[row.isfinite()] for row in r]
+    return float(torch.stack([row.std() for row in each if len(row) > 1] or [r.new_zeros(())]).mean())
+
+
+def _check_spread(watch: Guard, score: rewards.Reward) -> None:
+    """Says at once what no tuning can mend."""
+    r, name = watch.rewards, rewards.name_of(score)
+    if not bool(r.isfinite().any()):
+        raise ValueError(f"reward {name!r} rejects (-inf) all pictures of the model; nothing can be learned from it")
+    if _spread(r) <= 1e-6 * float(r[r.isfinite()].abs().max()):
+        warnings.warn(
+            f"reward {name!r} gives all plain pictures of each held-out prompt the same score: there may be nothing to "
+            "learn; check the reward, or take prompts where it differs", stacklevel=3,
+        )  # fmt: skip
+
+
+def _normalised(score: rewards.Reward, watch: Guard) -> rewards.Reward:
+    """The sum of rewards, each over its spread."""
+    if not isinstance(score, rewards.WeightedSum):
+        return score
+    weights = []
+    for part, weight in zip(score.rewards, score.weights, strict=True):
+        watch.score = part
+        watch.measure(watch.reference)
+        weights.append(weight / max(_spread(watch.rewards), 1e-12))
+    total = rewards.WeightedSum(score.rewards, tuple(weights))
+    watch.score = total
+    watch.before = watch.measure(watch.reference)
+    return total
+
+
+def _pairs(pairs: Any, model: Model) -> Any:  # noqa: ANN401
+    from steer.preferences import PairRows
+
+    return PairRows.of(pairs, model, lambda texts: raw(model, texts))
+
+
+def _conclude(watch: Guard, folder: Path, facts: dict[str, Any]) -> None:
+    """The report, the best weights in their place, and a warning where the reward was cheated."""
+    best = watch.best()
+    report = {**facts, "words": watch.words(), "before": watch.before, "best": best, "history": watch.history,
+              "rule": vars(watch.rule), "held_out_prompts": watch.prompts}  # fmt: skip
+    if best is not None and (folder / "best").is_dir():
+        for file in sorted((folder / "best").iterdir(), key=lambda f: f.name == "model.json"):
+            part = folder / f".{file.name}.part"
+            shutil.copyfile(file, part)
+            part.replace(folder / file.name)
+    else:
+        _save(watch.reference, folder)
+    write_json(folder / "report.json", json.loads(json.dumps(report)))
+    if watch.broken_since is not None:
+        warnings.warn(watch.words(), stacklevel=3)
+
+
+def _result(
+    start: Model, watch: Guard, folder: Path, finished: Callable[[nn.Module], Model], trainer: Trainer
+) -> Model:
+    if isinstance(start.encode, Spell | Words):
+        return load_model(folder)
+    if watch.best() is None:
+        return start
+    from rewards.towers import read_weights
+
+    model = finished(trainer.averages.first)
+    assert isinstance(model.flow, nn.Module)
+    model.flow.load_state_dict(read_weights(folder / "flow.safetensors"))
+    return model

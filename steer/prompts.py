@@ -1,0 +1,85 @@
+"""Where the prompts of fine-tuning come from: a list, a file, or a function that draws them."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Source = str | Path | Sequence[str] | Callable[[int, int], list[str]]
+
+
+def read(source: str | Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines and lines that begin with # are left out.
+
+    Raises:
+        ValueError: there is no such file, or it holds no prompt.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"prompts={str(source)!r} is no file; give a text file with a prompt a line, or a list")
+    lines = (line.strip() for line in path.read_text(encoding="utf8").splitlines())
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise ValueError(f"prompts={str(source)!r} holds no prompt; write one a line")
+    return found
+
+
+class Prompts:
+    """The prompts of each round of fine-tuning, a function of the seed and the round.
+
+    source: a list or a file, gone through in a random order that is another in each epoch; or a function
+        ``draw(count, seed) -> prompts``, asked anew each round.
+    held_out: prompts that are never used for tuning: a list or a file, or None, which takes a tenth of a list of at
+        least 20 (at most `MOST`) away from it, and otherwise judges by the prompts of the tuning.
+
+    Raises:
+        ValueError: no prompts, or texts that are none.
+    """
+
+    MOST = 32
+
+    def __init__(self, source: Source, held_out: str | Path | Sequence[str] | None = None, seed: int = 0) -> None:
+        self.seed, self.draw = seed, source if callable(source) else None
+        pool = self._draw(4 * self.MOST, -1) if callable(source) else _texts("prompts", source)
+        self.pool = list(dict.fromkeys(pool))
+        if held_out is not None:
+            self.held_out = list(dict.fromkeys(_texts("held_out_prompts", held_out)))
+            kept = set(self.held_out)
+            self.pool = [q for q in self.pool if q not in kept]
+            if not self.pool:
+                raise ValueError("all prompts are among held_out_prompts; none is left to tune with")
+            return
+        if self.draw is None and len(self.pool) < 20:
+            self.held_out = self.pool[: self.MOST]
+            return
+        order = random.Random(f"held out {seed}").sample(self.pool, len(self.pool))
+        self.held_out = order[: min(self.MOST, max(1, len(order) // 10))]
+        kept = set(self.held_out)
+        self.pool = [q for q in self.pool if q not in kept]
+
+    def round(self, number: int, count: int) -> list[str]:
+        """`count` prompts for a round; without repetition as far as there are enough."""
+        if self.draw is not None:
+            kept = set(self.held_out)
+            return [q for q in self._draw(count + len(kept), number) if q not in kept][:count]
+        out: list[str] = []
+        while len(out) < count:
+            epoch, place = divmod(number * count + len(out), len(self.pool))
+            order = random.Random(f"{self.seed}:{epoch}").sample(self.pool, len(self.pool))
+            out += order[place : place + count - len(out)]
+        return out
+
+    def _draw(self, count: int, number: int) -> list[str]:
+        assert self.draw is not None
+        drawn = _texts("prompts", self.draw(count, self.seed * 1_000_003 + number + 1))
+        if len(drawn) < count:
+            raise ValueError(f"prompts={self.draw!r} was asked for {count} prompts and gave {len(drawn)}")
+        return drawn
+
+
+def _texts(name: str, given: object) -> list[str]:
+    found = read(given) if isinstance(given, str | Path) else list(given) if isinstance(given, Sequence) else []
+    if not found or not all(isinstance(q, str) and q.strip() for q in found):
+        raise ValueError(
+            f"{name}={given!r} must be a list of texts, a file with one a line, or a function that draws them"
+        )
+    return found

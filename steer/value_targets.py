@@ -1,0 +1,173 @@
+"""Rows for fine-tuning that say where the velocity of the tilted law lies: by adjoints, or by draws of the posterior.
+
+Both estimate ``b* - b_ref = eta grad V``, V the value log E[exp(reward(x1) / temperature) | x_t] under the reference.
+Each way is a `steer.collecting.Collector`.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from steer.collecting import Actor, Collected, Each, Source, jumps
+from steer.draws import Rng, rand_like, randn_like
+from steer.flow_map import Cond, denoise, velocity
+from steer.interpolants import Interpolant, eta, interpolate
+from steer.lookahead import LookAhead
+from steer.moves import sde_kernel
+from steer.particles import tempered
+from steer.posterior import Glass
+from steer.run import Run
+
+
+@dataclass(frozen=True)
+class Adjoints:
+    """Memoryless paths of the current map, with the lean adjoint along them.
+
+        da/dt = -(2 grad b_ref - dbeta/beta)^T a,   a(1) = -grad reward(x_1) / temperature,   shift = -eta a
+
+    x_t is of the memoryless SDE, drawn by `steer.moves.sde`, whose marginals have no step error. The linear part of the
+    adjoint is solved exactly, so that the shift is finite at t = 0 too. It is the drift of the SDE, not of the flow,
+    that is differentiated. Rows: x1, the end of the path, "point", "time", "shift", "weight" (1), "reward".
+
+    steps: of a path, at times drawn anew each round. keep: points of each path that become rows.
+
+    Source: "Adjoint matching" (arXiv:2409.08861), algorithm 2.
+    """
+
+    steps: int = 20
+    keep: int = 5
+    source: Source = "current"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.steps + 1:
+            raise ValueError(f"keep must lie between 1 and steps + 1 = {self.steps + 1}, got {self.keep}")
+
+    def rows(self, n: int) -> int:
+        """`keep` of each path."""
+        return n * self.keep
+
+    def __call__(self, actor: Actor, x0: Tensor, cond: Cond, *, rng: Rng, shared: torch.Generator) -> Collected:
+        """Rows [p n keep ...]."""
+        run = Run(actor.of(self.source), actor.path, actor.reward, x0, cond, rng=rng)
+        inner = (torch.arange(1, self.steps) + 0.9 * (torch.rand(self.steps - 1, generator=shared) - 0.5)) / self.steps
+        times, points = [0.0, *inner.tolist(), 1.0], [x0]
+        for s, t in zip(times, times[1:], strict=False):
+            points.append(sde_kernel(run.flow, actor.path, points[-1], s, t).draw(rng)[0])
+        end = points[-1].detach().requires_grad_()
+        with torch.enable_grad():
+            r = run.rewards(end)
+            if not r.requires_grad:
+                raise ValueError("adjoint matching needs a differentiable reward; take objective=nft or weighted")
+            (slope,) = torch.autograd.grad(tempered(r, actor.temperature).nan_to_num(neginf=0.0).sum(), end)
+        frozen = Run(actor.reference, actor.path, actor.reward, x0, cond, rng=rng)
+        shift = self.shifts(frozen, actor.path, times, points, -slope)
+        chosen = torch.randperm(self.steps + 1, generator=shared)[: self.keep].sort().values.tolist()
+        time = x0.new_tensor([times[k] for k in chosen]).expand(*x0.shape[:2], -1)
+        more = {
+            "point": torch.stack([points[k] for k in chosen], 2),
+            "time": time,
+            "shift": torch.stack([shift[k] for k in chosen], 2),
+            "weight": torch.ones_like(time),
+            "reward": r.detach()[:, :, None].expand_as(time),
+        }
+        x1 = end.detach()[:, :, None].expand(*time.shape, *x0.shape[2:])
+        calls = run.forward + frozen.forward + 2 * frozen.backward
+        return Collected(x1.flatten(1, 2), {key: v.flatten(1, 2) for key, v in more.items()}, calls)
+
+    def shifts(
+        self, frozen: Run, path: Interpolant, times: list[float], points: list[Tensor], a: Tensor
+    ) -> list[Tensor]:
+        """The shift ``-eta a`` [p n *d] at each time, by steps back from a at the end."""
+        found = [torch.zeros_like(a)]
+        for k in range(self.steps - 1, -1, -1):
+            x, (t, after) = points[k].detach().requires_grad_(), times[k : k + 2]
+            with torch.enable_grad():
+                (turned,) = torch.autograd.grad(velocity(frozen.flow, x, t), x, a)
+            a = (a + 2 * (after - t) * turned) / path.beta(after)  # less its factor beta(t)
+            gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
+            found.append(-path.alpha(t) * gap * a)
+            a = path.beta(t) * a
+        return found[::-1]
+
+
+@dataclass(frozen=True)
+class PosteriorDraws(Each):
+    """Points x_t of noised reference samples, and draws z_i of p(x1 | x_t) whose rewards say where the tilt leads.
+
+        shift = mean_i w_i u_i / mean_i w_i,   w_i = exp(r(z_i) / T) / max(mean_{j != i} exp(r(z_j) / T), Z)
+        u_i = (Delta / alpha) (z_i - E[x1 | x_t]),   or with the reward's gradient   u_i = eta grad_x r(z_i(x_t)) / T
+
+    The other draws normalise each weight, independently of it given x_t: whatever their number, the fixed point
+    ``E[w] (b - b_ref) = E[w u]`` of the weighted regression is the exact tilt. Z, the mean of all of the prompt's at
+    that time, keeps weights small where the tilted law hardly is. Rows: samples x1 of about the tilted law, "point",
+    "time", "shift", "weight" (the mean of w), "reward".
+
+    lookahead: what draws; at least two. steps: jumps of the reference samples. times: points of time a round.
+    gradient: whether the reward's gradient is used.
+
+    Source: "Meta flow maps" (arXiv:2601.14430), section 5; the normalisation by the other draws is ours.
+    """
+
+    lookahead: LookAhead = field(default_factory=lambda: Glass(k=4, steps=6))
+    steps: int = 4
+    times: int = 4
+    gradient: bool = False
+
+    def __post_init__(self) -> None:
+        if getattr(self.lookahead, "k", 0) < 2:
+            raise ValueError(f"lookahead must make at least two draws (k=2), got {self.lookahead}")
+        if self.times < 1:
+            raise ValueError(f"times must be at least 1, got {self.times}")
+
+    def __call__(self, actor: Actor, x0: Tensor, cond: Cond, *, rng: Rng, shared: torch.Generator) -> Collected:
+        """Rows [p n ...]: the samples in `times` parts, each noised to a time of its own."""
+        run = Run(actor.reference, actor.path, actor.reward, x0, cond, rng=rng)
+        parts = jumps(run.flow, x0, self.steps).tensor_split(min(self.times, x0.shape[1]), 1)
+        places = (torch.arange(len(parts)) + torch.rand(len(parts), generator=shared)) / len(parts)
+        low, high = EARLIEST, LATEST
+        rows = [self._rows(actor, run, x, low + (high - low) * float(u)) for x, u in zip(parts, places, strict=True)]
+        x1, *more = (torch.cat(values, 1) for values in zip(*rows, strict=True))
+        names = ("point", "time", "shift", "weight", "reward")
+        return Collected(x1, dict(zip(names, more, strict=True)), run.forward + 2 * run.backward)
+
+    def _rows(self, actor: Actor, run: Run, x1: Tensor, t: float) -> tuple[Tensor, ...]:
+        path = actor.path
+        x = interpolate(path, randn_like(x1, run.rng), x1, t).requires_grad_(self.gradient)
+        with torch.set_grad_enabled(self.gradient):
+            z, log_v = self.lookahead.weighted(run.flow, path, x, t, rng=run.rng, event=x.ndim - 2)
+            raw = run.rewards(z)
+            r = tempered(raw, actor.temperature)
+        if self.gradient and not r.requires_grad:
+            raise ValueError("gradient=True needs a differentiable reward; take objective=tilt, which needs none")
+        log_w = self.weights(r.detach() if log_v is None else r.detach() + log_v.log_softmax(0) + math.log(len(r)))
+        w, weight = log_w.exp(), log_w.exp().mean(0)
+        if self.gradient:
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad((w * r.masked_fill(r == -math.inf, 0.0)).mean(0).sum(), x)
+            shift = eta(path, t) * slope
+        else:
+            gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
+            off = z - denoise(run.flow, path, x, t)
+            shift = gap / path.alpha(t) * (_beside(w, off) * off).mean(0)
+        uniform = rand_like(torch.empty_like(log_w.movedim(0, 1)), run.rng).movedim(1, 0).clamp_min(1e-12)
+        place = (log_w - (-uniform.log()).log()).argmax(0, keepdim=True)  # a draw in proportion to w (Gumbel)
+        chosen = z.gather(0, _beside(place, z).expand(1, *z.shape[1:]))[0]
+        time = torch.full_like(weight, t)
+        shift = shift / _beside(weight.clamp_min(torch.finfo(weight.dtype).tiny), shift)
+        return tuple(a.detach() for a in (chosen, x, time, shift, weight, raw.mean(0)))
+
+    def weights(self, r: Tensor) -> Tensor:
+        """Log-weights [k p m] of r / T [k p m]: each over the mean of the others, or of all of its prompt."""
+        k = len(r)
+        others = torch.stack([torch.cat([r[:i], r[i + 1 :]]).logsumexp(0) for i in range(k)]) - math.log(k - 1)
+        everyone = r.transpose(0, 1).flatten(1).logsumexp(1)[:, None] - math.log(k * r.shape[2])
+        return (r - torch.maximum(others, everyone)).nan_to_num(nan=-math.inf, neginf=-math.inf)
+
+
+EARLIEST, LATEST = 0.002, 0.998  # times of points: at 0 nothing is seen, at 1 nothing is left to draw
+
+
+def _beside(w: Tensor, x: Tensor) -> Tensor:
+    return w.reshape(w.shape + (1,) * (x.ndim - w.ndim))
