@@ -6,6 +6,7 @@ Source: "LoRA: low-rank adaptation of large language models" (arXiv:2106.09685).
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +54,8 @@ def adapt(net: nn.Module, rank: int, alpha: float | None = None, *, seed: int = 
     if not names:
         raise ValueError(f"{type(net).__name__} has no linear or convolutional layer to adapt; take rank=0")
     peft = import_peft()
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=names)
+    whole = "|".join(map(re.escape, names))  # a list would be taken for endings of names
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=whole)
     net.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

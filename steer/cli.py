@@ -238,7 +238,8 @@ def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictC
             if root not in known:
                 raise unknown("setting", root, known)
             group = _group(config, key)
-            if key in GROUPS.get(config, ()) and value not in (*names(group), "null"):
+            known_names = [*names(group), *(["null"] if key in ("method", "lookahead", "experience") else [])]
+            if key in GROUPS.get(config, ()) and value not in known_names:
                 raise unknown(key, value, names(group))
         return compose(config, [o.replace("objective=", "tuning@objective=", 1) if _group(config, o.partition("=")[0])
                                 == "tuning" else o for o in overrides])  # fmt: skip

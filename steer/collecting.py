@@ -104,13 +104,17 @@ class Advantages:
 
 
 def finite_rewards(r: Tensor) -> Tensor:
-    """Rewards [p n] with numbers in place of -inf: one standard deviation below the prompt's worst, or 0 for all."""
+    """Rewards [p n] with numbers in place of -inf: one standard deviation below the prompt's worst, or 0 for all.
+
+    Where the others do not differ it is a little below them, so little that float32 still tells it.
+    """
     kept = r.isfinite()
     count = kept.sum(1, keepdim=True).clamp_min(1)
     mean = r.masked_fill(~kept, 0).sum(1, keepdim=True) / count
     std = ((r - mean).masked_fill(~kept, 0).square().sum(1, keepdim=True) / count).sqrt()
     least = r.masked_fill(~kept, math.inf).amin(1, keepdim=True)
-    low = torch.where(kept.any(1, keepdim=True), least - std.clamp_min(1e-6), 0)
+    low = least - torch.maximum(std, 1e-6 * least.abs().clamp_min(1))
+    low = torch.where(kept.any(1, keepdim=True), low, 0)
     return torch.where(kept, r, low)
 
 
@@ -169,7 +173,7 @@ class Pairs:
         """Rows [p n/2 ...]."""
         x, more, calls = Samples(self.steps, self.source)(actor, x0, cond, rng=rng, shared=shared)
         r = finite_rewards(more["reward"])
-        order, half = r.argsort(1, descending=True, stable=True), r.shape[1] // 2
+        order, half = r.argsort(dim=1, descending=True, stable=True), r.shape[1] // 2
         ranked, r = gather(x, order), r.gather(1, order)
         worst = slice(r.shape[1] - half, None)
         margin = r[:, :half] - r[:, worst].flip(1)

@@ -38,7 +38,7 @@ class Rounds:
 
     prompts: int = 16
     group: int = 16
-    updates: int = 2
+    updates: int = 4
     replay: int = 1
     chunk: int = 512
 
@@ -94,7 +94,7 @@ class Experience:
         self.each = self.rounds.prompts * collector.rows(self.rounds.group)
         self.kept: list[dict[str, Any]] = []  # a round: "number", "x1" [r *d], "cond" [P ...], "more" {name: [r ...]}
         self.names: list[list[str]] = []
-        self.totals = {"pictures": 0, "calls": 0}
+        self.totals: dict[str, float] = {"pictures": 0, "calls": 0}
         self._told = False
 
     def __len__(self) -> int:
@@ -130,8 +130,13 @@ class Experience:
         number, late = divmod(step, self.rounds.updates)
         if late or (self.kept and self.kept[-1]["number"] >= number):
             return {}
-        names = self.prompts.round(number, self.rounds.prompts)
         rank, world = accelerator.process_index, accelerator.num_processes
+        if self.rounds.prompts % world:
+            raise ValueError(
+                f"rounds.prompts must be a multiple of the {world} processes, got {self.rounds.prompts}; take "
+                f"{-(-self.rounds.prompts // world) * world}"
+            )
+        names = self.prompts.round(number, self.rounds.prompts)
         share = self.rounds.prompts // world
         mine = range(rank * share, (rank + 1) * share)
         with torch.no_grad(), evaluating(flow), accelerator.autocast():
@@ -186,7 +191,7 @@ class Experience:
     def _figures(self, more: dict[str, Tensor], calls: Tensor) -> dict[str, float]:
         self.totals["calls"] += int(calls.sum())
         self.totals["pictures"] += self.rounds.prompts * self.rounds.group
-        figures = {name: float(total) for name, total in self.totals.items()}
+        figures: dict[str, float] = {}
         if "reward" in more:
             kept = more["reward"][more["reward"].isfinite()]
             figures |= {"reward": float(kept.mean())} if len(kept) else {}

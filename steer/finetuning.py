@@ -27,7 +27,7 @@ from steer.models.growing import base
 from steer.models.noise import TunedNoise
 from steer.models.picture import Spell
 from steer.models.text import encode_prompts
-from steer.objectives import Objective, Student, Tuning
+from steer.objectives import Objective, Preference, Student, Tuning
 from steer.posterior import Learned
 from steer.problem import Scores
 from steer.prompts import Prompts, Source
@@ -37,8 +37,8 @@ from steer.settings import build, names, unknown
 from steer.training import Renewed, Settings, Trainer
 
 DEFAULTS: dict[str, Any] = {
-    "lr": 1e-4, "batch": 256, "warm_up": 0.0, "schedule": "constant", "ema": (0.9,), "drop": 0.0, "save_every": 50,
-    "log_every": 10,
+    "lr": 1e-4, "batch": 256, "warm_up": 0.0, "schedule": "constant", "ema": (0.5,), "average_every": 4, "drop": 0.0,
+    "save_every": 50, "log_every": 10,
 }  # fmt: skip
 SHARE_OF_SPREAD = 0.25  # the temperature, of the standard deviation of a prompt's plain pictures
 
@@ -57,7 +57,7 @@ def finetune(
     alpha: float | None = None,
     normalise: bool = False,
     rounds: Rounds | Mapping[str, int] | None = None,
-    guard: Rule | Mapping[str, float] | None = None,
+    guard: Rule | Mapping[str, Any] | None = None,
     guard_every: int = 20,
     guard_pictures: int = 8,
     calls: int = 4,
@@ -107,6 +107,11 @@ def finetune(
     loop = Settings(steps=steps, sample_every=guard_every, **DEFAULTS | settings)
     goal = _objective(objective)
     score, place, folder = check_reward(reward), check_device(device), check_folder(out)
+    _check_numbers(temperature, guard_pictures, calls)
+    if pairs is not None and not isinstance(goal, Preference):
+        raise ValueError(f"pairs= is for objective=dpo, got {type(goal).__name__}, which makes its own rows")
+    if pairs is None and goal.collector is None:
+        raise ValueError("objective=dpo learns from pairs that are given: pairs=FOLDER; without any, take online_dpo")
     rule = guard if isinstance(guard, Rule) else Rule(**(guard or {}))
     gathering = rounds if isinstance(rounds, Rounds) else Rounds(**(rounds or {}))
     PartialState()  # processes meet before the first file is written
@@ -155,11 +160,21 @@ def raw(model: Model, prompts: list[str]) -> Cond:
     return model.encode(prompts)
 
 
+def _check_numbers(temperature: float | None, guard_pictures: int, calls: int) -> None:
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be above 0 (lower tunes harder), or None to measure it")
+    for name, value, least in (("guard_pictures", guard_pictures, 2), ("calls", calls, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def _objective(objective: str | Tuning) -> Tuning:
     if isinstance(objective, str):
         if objective not in names("tuning"):
-            hint = ", which trains (`steer train`)" if objective in names("objective") else ""
-            raise unknown("objective", objective, names("tuning"), hint)
+            if objective in names("objective"):
+                raise ValueError(f"objective={objective!r} trains from data (`steer train`); to tune, take "
+                                 f"one of {', '.join(names('tuning'))}")  # fmt: skip
+            raise unknown("objective", objective, names("tuning"))
         objective = build("tuning", objective)
     if not hasattr(objective, "collector"):
         raise ValueError(f"objective={objective!r} has no collector: it trains from data; take steer.train, or one of "
@@ -186,6 +201,8 @@ def _prepared(model: Model, goal: Objective, rank: int, alpha: float | None, see
         raise ValueError(
             f"model={model.name!r} has a flow of type {type(model.flow).__name__}; tuning needs a torch module"
         )
+    if model.noise is not None:
+        raise ValueError(f"model={model.name!r} has tuned noise, which suits its flow as it is; tune the model without")
     of_noise = getattr(goal, "of_noise", False)
     if of_noise and rank == 0:
         raise ValueError("rank=0: a noise network is made of adapters; give a rank")
@@ -284,7 +301,7 @@ def _result(
 ) -> Model:
     if isinstance(start.encode, Spell | Words):
         return load_model(folder)
-    if watch.best() is None:
+    if json.loads((folder / "report.json").read_text(encoding="utf8"))["best"] is None:  # in every process
         return start
     from rewards.towers import read_weights
 

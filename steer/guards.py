@@ -7,10 +7,12 @@ On prompts that are not tuned on, with the same noise each time:
     diversity   mean cosine distance of CLIP features between pictures of one prompt
     kl          of the memoryless path law from the reference's, in nats:
                 int E|b - b_ref|^2 / eta dt = 1/2 int E|D - D_ref|^2 dSNR, SNR = (beta / alpha)^2 up to `LARGEST`
+                of tuned noise in its place: E|f(x0) - x0|^2 / 2, the bound of `steer.objectives.NoiseNetwork`
     ess         share of the samples that stays effective under the weights p_ref / p that would undo the tuning
-    ess_target  the same under exp(r / T) p_ref / p, which would lead to the target: 1 where it is reached
+    ess_target  the same under exp(r / T) p_ref / p, which would lead to the target: near 1 where it is reached and the
+                KL is of a few nats; far from the reference both drown in the noise of their estimate
 
-The log of p / p_ref of a sample is the difference of the two bounds on its likelihood,
+Neither is known of tuned noise. The log of p / p_ref of a sample is the difference of the two bounds on its likelihood,
 ``1/2 int |D_ref(x_t) - x1|^2 - |D(x_t) - x1|^2 dSNR``, with the noise of x_t common to both.
 """
 
@@ -61,6 +63,8 @@ class Rule:
         for name, value in vars(self).items():
             if not value >= 0:
                 raise ValueError(f"guard.{name} must be at least 0, got {value}")
+        if not float(self.patience).is_integer():
+            raise ValueError(f"guard.patience must be a whole number, got {self.patience}")
 
     def broken(self, now: dict[str, float], before: dict[str, float]) -> list[str]:
         """What a measurement breaks, in words."""
@@ -129,6 +133,8 @@ class Guard:
                 out |= {"held_out_std": float(within), "held_out_error": float(within / judged.numel() ** 0.5)}
         if model is self.reference:
             return out | {"kl": 0.0, "ess": 1.0}
+        if model.noise is not None:
+            return out | {"kl": float((x0 - self.noise.to(x0).flatten(0, 1)).double().square().sum()) / (2 * len(x0))}
         return out | self._distance(model, x1, cond)
 
     def _distance(self, model: Model, x1: Tensor, cond: Cond) -> dict[str, float]:
@@ -168,7 +174,10 @@ class Guard:
         if self._history is None:
             path, self._history = self.folder / "log.jsonl", []
             for line in path.read_text(encoding="utf8").splitlines() if path.exists() else []:
-                row: dict[str, Any] = json.loads(line)
+                try:
+                    row: dict[str, Any] = json.loads(line)
+                except json.JSONDecodeError:  # the line that was being written
+                    continue
                 found = {key.removeprefix("guard/"): v for key, v in row.items() if key.startswith("guard/")}
                 if found:
                     self._history.append({"step": float(row["step"]), **found})

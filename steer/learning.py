@@ -123,8 +123,8 @@ def _grown(model: Model, rank: int) -> Model:
 
 
 def _bare(model: Model) -> Model:
-    """The model, ready to be trained, without a posterior map: that would no longer fit."""
-    return replace(with_flow(model, base(model.flow).train().requires_grad_(True)), posterior=False)
+    """The model, ready to be trained, without a posterior map or tuned noise: they would no longer fit."""
+    return replace(with_flow(model, base(model.flow).train().requires_grad_(True)), posterior=False, noise=None)
 
 
 def _frozen(model: Model) -> FlowMap:

@@ -28,7 +28,8 @@ class PairRows:
         {"prompt": "a red fox", "winner": "a.png", "loser": "b.png"} with paths in the folder (see `of`).
 
     Raises:
-        ValueError: no pairs, a line or file that is none, or a model whose pictures cannot be made into latents.
+        ValueError: no pairs, a line or file that is none, pictures of another size than the model's, or a model whose
+            pictures cannot be made into latents.
     """
 
     def __init__(self, pairs: Sequence[Pair], model: Model, raw: Callable[[list[str]], Cond]) -> None:
@@ -36,9 +37,18 @@ class PairRows:
             raise ValueError("pairs holds no pair; give at least one (prompt, better picture, worse picture)")
         place = next(model.flow.parameters()).device if isinstance(model.flow, nn.Module) else torch.device("cpu")
         self.null: Cond = None
+        self.totals: dict[str, float] = {}
         self.cond = {key: c.to(place) for key, c in (raw([q for q, _, _ in pairs]) or {}).items()}
+        sizes = sorted({tuple(image.shape) for _, *both in pairs for image in both})
+        if len(sizes) > 1:
+            raise ValueError(f"pairs holds pictures of shapes {sizes}; give all of them the size of the model's own")
         winners, losers = (torch.stack([pair[k] for pair in pairs]).float().to(place) for k in (1, 2))
         self.x1, self.losers = encode(model, winners), encode(model, losers)
+        if self.x1.shape[1:] != model.shape:
+            raise ValueError(
+                f"pairs holds pictures of shape {sizes[0]}, whose latents {tuple(self.x1.shape[1:])} are not those of "
+                f"model={model.name!r}, {model.shape}; give pictures of the size of its own"
+            )
 
     @classmethod
     def of(

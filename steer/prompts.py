@@ -26,10 +26,12 @@ def read(source: str | Path) -> list[str]:
 class Prompts:
     """The prompts of each round of fine-tuning, a function of the seed and the round.
 
-    source: a list or a file, gone through in a random order that is another in each epoch; or a function
+    source: a list or a file, gone through in a random order that is another in each epoch (a prompt that stands there
+        twice comes twice as often); or a function
         ``draw(count, seed) -> prompts``, asked anew each round.
-    held_out: prompts that are never used for tuning: a list or a file, or None, which takes a tenth of a list of at
-        least 20 (at most `MOST`) away from it, and otherwise judges by the prompts of the tuning.
+    held_out: prompts that are never used for tuning: a list or a file, or None, which takes a tenth of at least 20 (at
+        most `MOST`) away from them, and judges by the prompts of the tuning where there are fewer. Of a function, what
+        it drew first counts as the list.
 
     Raises:
         ValueError: no prompts, or texts that are none.
@@ -40,7 +42,7 @@ class Prompts:
     def __init__(self, source: Source, held_out: str | Path | Sequence[str] | None = None, seed: int = 0) -> None:
         self.seed, self.draw = seed, source if callable(source) else None
         pool = self._draw(4 * self.MOST, -1) if callable(source) else _texts("prompts", source)
-        self.pool = list(dict.fromkeys(pool))
+        self.pool = list(pool)
         if held_out is not None:
             self.held_out = list(dict.fromkeys(_texts("held_out_prompts", held_out)))
             kept = set(self.held_out)
@@ -48,25 +50,40 @@ class Prompts:
             if not self.pool:
                 raise ValueError("all prompts are among held_out_prompts; none is left to tune with")
             return
-        if self.draw is None and len(self.pool) < 20:
-            self.held_out = self.pool[: self.MOST]
+        distinct = list(dict.fromkeys(self.pool))
+        if len(distinct) < 20:
+            self.held_out = distinct
             return
-        order = random.Random(f"held out {seed}").sample(self.pool, len(self.pool))
+        order = random.Random(f"held out {seed}").sample(distinct, len(distinct))
         self.held_out = order[: min(self.MOST, max(1, len(order) // 10))]
         kept = set(self.held_out)
         self.pool = [q for q in self.pool if q not in kept]
 
     def round(self, number: int, count: int) -> list[str]:
-        """`count` prompts for a round; without repetition as far as there are enough."""
+        """`count` prompts for a round: the next ones of the list, none again before all have been; or newly drawn.
+
+        Raises:
+            ValueError: the function draws too few, or hardly any that is not held out.
+        """
         if self.draw is not None:
-            kept = set(self.held_out)
-            return [q for q in self._draw(count + len(kept), number) if q not in kept][:count]
+            return self._others(count, number)
         out: list[str] = []
         while len(out) < count:
             epoch, place = divmod(number * count + len(out), len(self.pool))
             order = random.Random(f"{self.seed}:{epoch}").sample(self.pool, len(self.pool))
             out += order[place : place + count - len(out)]
         return out
+
+    def _others(self, count: int, number: int) -> list[str]:
+        """`count` prompts that the function draws and that are not held out."""
+        kept = set(self.held_out) - set(self.pool)
+        asked = count + len(kept)
+        while asked <= 1000 * (count + len(kept)):
+            found = [q for q in self._draw(asked, number) if q not in kept]
+            if len(found) >= count:
+                return found[:count]
+            asked *= 2  # some were drawn more than once
+        raise ValueError(f"prompts={self.draw!r} draws hardly any prompt that is not held out; hold out fewer")
 
     def _draw(self, count: int, number: int) -> list[str]:
         assert self.draw is not None

@@ -22,7 +22,7 @@ def described(value: object) -> Any:  # noqa: ANN401 (what JSON holds)
         return [described(v) for v in value]
     if is_dataclass(value) and not isinstance(value, type):
         inner = {f.name: described(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"kind": type(value).__name__, **inner}
+        return {"class": type(value).__name__, **inner}
     return type(value).__name__
 
 
@@ -58,7 +58,7 @@ def check_same(there: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -
 
 def _difference(key: str, old: object, new: object) -> str:
     """Where two descriptions differ, as deep inside as can be told."""
-    if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("class") == new.get("class"):
         for inner in sorted(old.keys() & new.keys()):
             if old[inner] != new[inner]:
                 return _difference(f"{key}.{inner}", old[inner], new[inner])

@@ -57,7 +57,12 @@ class TrainingData(Protocol):
 
 @runtime_checkable
 class Renewed(TrainingData, Protocol):
-    """Rows that the model in training makes itself, such as `steer.experience.Experience`."""
+    """Rows that the model in training makes itself, such as `steer.experience.Experience`.
+
+    totals: what the rows have cost so far, by name.
+    """
+
+    totals: dict[str, float]
 
     def renew(self, step: int, flow: nn.Module, average: nn.Module, accelerator: "Accelerator") -> dict[str, float]:
         """Make new rows before a step, where they are due, in every process; figures of them."""
@@ -158,7 +163,7 @@ class Trainer:
                     log.step(self.step, row["loss"])
                 last = self.step == settings.steps
                 if self.step % settings.log_every == 0 or last:
-                    means = self.means.take(self.world > 1)
+                    means = self.means.take(self.world > 1) | (dict(self.made.totals) if self.made else {})
                     if log is not None:
                         log.means(self.step, means)
                 if self.step % settings.save_every == 0 or self.signals.asked or last:
@@ -177,7 +182,7 @@ class Trainer:
         due = self.step == self.settings.steps or bool(every and self.step and self.step % every == 0)
         if log is not None and self.judge is not None and due and self.step not in log.judged_at:
             log.judged(self.step, self.judge(self.averages.first, self.folder, self.step))
-        over = [bool(getattr(self.judge, "verdict", ""))]
+        over = [due and self.main and bool(getattr(self.judge, "verdict", ""))]
         if self.world > 1 and due:
             from accelerate.utils import broadcast_object_list
 
@@ -229,7 +234,8 @@ class Trainer:
         stepping = self.optimiser.optimizer if self.accelerator.scaler is None else self.optimiser
         stepping.step()
         stepping.zero_grad()
-        self.averages.update(self.plain.flow, self.step)
+        if (self.step + 1) % settings.average_every == 0 or self.step + 1 == settings.steps:
+            self.averages.update(self.plain.flow, self.step // settings.average_every)
         self.step += 1
         self.means.add({**row, **told, "lr": rate})
         return row

@@ -28,6 +28,7 @@ class Settings:
         betas, weight_decay: of AdamW.
         clip: largest norm of the gradient.
         ema: decays of averaged weights, kept at once; the first is the result (and the teacher, where one is wanted).
+        average_every: steps between their updates; the last step is taken in, too.
         drop: share of rows that are told nothing, for guidance.
         precision: "no" (float32), "bf16" or "fp16": mixed precision, with derivatives in float32 all the same.
         seed: of everything.
@@ -48,6 +49,7 @@ class Settings:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: tuple[float, ...] = (0.999,)
+    average_every: int = 1
     drop: float = 0.1
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
@@ -69,7 +71,7 @@ class Settings:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every"):
+        for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every", "average_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "sample_every", "weight_decay"):

@@ -5,6 +5,7 @@ Each way is a `steer.collecting.Collector`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from steer.collecting import Actor, Collected, Each, Source, jumps
 from steer.draws import Rng, rand_like, randn_like
-from steer.flow_map import Cond, denoise, velocity
+from steer.flow_map import Cond, denoise, jump
 from steer.interpolants import Interpolant, eta, interpolate
 from steer.lookahead import LookAhead
-from steer.moves import sde_kernel
+from steer.moves import renoise, sde_kernel
 from steer.particles import tempered
 from steer.posterior import Glass
 from steer.run import Run
@@ -23,15 +24,19 @@ from steer.run import Run
 
 @dataclass(frozen=True)
 class Adjoints:
-    """Memoryless paths of the current map, with the lean adjoint along them.
+    """Paths of the memoryless SDE of the current map, with the lean adjoint along them.
 
         da/dt = -(2 grad b_ref - dbeta/beta)^T a,   a(1) = -grad reward(x_1) / temperature,   shift = -eta a
 
-    x_t is of the memoryless SDE, drawn by `steer.moves.sde`, whose marginals have no step error. The linear part of the
-    adjoint is solved exactly, so that the shift is finite at t = 0 too. It is the drift of the SDE, not of the flow,
-    that is differentiated. Rows: x1, the end of the path, "point", "time", "shift", "weight" (1), "reward".
+    Paths are drawn by `steer.moves.sde`, whose marginals have no step error; their correlations have one of the order
+    of a step. The adjoint's part in beta is solved exactly, so that the shift is finite at t = 0 too, and of the other
+    a step is twice the transposed Jacobian of the reference's jump, ``exp(2 h grad b)``: what grows fast between modes
+    needs no short steps. It is the drift of the SDE, not of the flow, that is differentiated.
 
-    steps: of a path, at times drawn anew each round. keep: points of each path that become rows.
+    Rows: x1, the end of the path, "point", "time", "shift", "weight", "reward". The weight makes the loss the published
+    one, ``|b - b_ref + eta a|^2 / eta``, within bounds: adjoints of early times are noisy.
+
+    steps: of a path, at times drawn anew each round. keep: of its points, those that become rows.
 
     Source: "Adjoint matching" (arXiv:2409.08861), algorithm 2.
     """
@@ -52,7 +57,8 @@ class Adjoints:
         """Rows [p n keep ...]."""
         run = Run(actor.of(self.source), actor.path, actor.reward, x0, cond, rng=rng)
         inner = (torch.arange(1, self.steps) + 0.9 * (torch.rand(self.steps - 1, generator=shared) - 0.5)) / self.steps
-        times, points = [0.0, *inner.tolist(), 1.0], [x0]
+        times = [0.0, *inner.tolist(), 1.0]
+        points = [x0]
         for s, t in zip(times, times[1:], strict=False):
             points.append(sde_kernel(run.flow, actor.path, points[-1], s, t).draw(rng)[0])
         end = points[-1].detach().requires_grad_()
@@ -69,7 +75,7 @@ class Adjoints:
             "point": torch.stack([points[k] for k in chosen], 2),
             "time": time,
             "shift": torch.stack([shift[k] for k in chosen], 2),
-            "weight": torch.ones_like(time),
+            "weight": _adjoint_weight(actor.path, time),
             "reward": r.detach()[:, :, None].expand_as(time),
         }
         x1 = end.detach()[:, :, None].expand(*time.shape, *x0.shape[2:])
@@ -84,12 +90,22 @@ class Adjoints:
         for k in range(self.steps - 1, -1, -1):
             x, (t, after) = points[k].detach().requires_grad_(), times[k : k + 2]
             with torch.enable_grad():
-                (turned,) = torch.autograd.grad(velocity(frozen.flow, x, t), x, a)
-            a = (a + 2 * (after - t) * turned) / path.beta(after)  # less its factor beta(t)
+                there = jump(frozen.flow, x, t, after)
+                (a,) = torch.autograd.grad(there, x, a, retain_graph=True)
+                (a,) = torch.autograd.grad(there, x, a)
+            a = a / path.beta(after)  # less its factor beta(t)
             gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
             found.append(-path.alpha(t) * gap * a)
             a = path.beta(t) * a
         return found[::-1]
+
+
+def noised(path: Interpolant, x1: Tensor, times: Sequence[float], rng: Rng) -> list[Tensor]:
+    """The memoryless process at rising times, the last of them 1, given its end x1 [*b *d]; noise alone at time 0."""
+    points = [x1]
+    for s, t in zip(times[-2::-1], times[::-1], strict=False):
+        points.append(renoise(path, points[-1], t, s, rng=rng))
+    return points[::-1]
 
 
 @dataclass(frozen=True)
@@ -167,6 +183,13 @@ class PosteriorDraws(Each):
 
 
 EARLIEST, LATEST = 0.002, 0.998  # times of points: at 0 nothing is seen, at 1 nothing is left to draw
+
+
+def _adjoint_weight(path: Interpolant, t: Tensor) -> Tensor:
+    """``1 / (eta unit^2)``, unit = alpha / Delta, in [0.05, 4]."""
+    alpha, beta = path.alpha(t), path.beta(t)
+    gap = alpha * path.dbeta(t) - path.dalpha(t) * beta
+    return (beta * gap / alpha.clamp_min(1e-3) ** 3).clamp(0.05, 4.0)
 
 
 def _beside(w: Tensor, x: Tensor) -> Tensor:

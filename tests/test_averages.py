@@ -1,9 +1,11 @@
 """Averages of weights: the recursion, buffers, several at once, and what is stored of them."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import trainer
 from torch import nn
 
 from steer.averages import Averages
@@ -84,3 +86,56 @@ def test_what_does_not_fit_is_refused() -> None:
         Averages(network(), (0.5,), CPU).load(state)
     with pytest.raises(ValueError, match="this network"):
         Averages(nn.Linear(2, 3), (0.9,), CPU).load(state)
+
+
+def adapted() -> nn.Module:
+    """A network of which only the second layer is trained."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1), nn.BatchNorm1d(1, affine=False))
+    net[0].requires_grad_(False)
+    return net
+
+
+def test_frozen_weights_are_shared_and_trained_ones_are_not() -> None:
+    net = adapted()
+    averages = Averages(net, (0.5, 0.9), CPU)
+    for average in averages.nets:
+        pairs = zip(average.named_parameters(), net.parameters(), strict=True)
+        shared = {name: a.data_ptr() == p.data_ptr() for (name, a), p in pairs}
+        assert shared == {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": False}
+    assert averages.nets[0][1].weight.data_ptr() != averages.nets[1][1].weight.data_ptr()  # type: ignore[index]
+    assert all(p.requires_grad for p in net[1].parameters())  # type: ignore[index]
+
+
+def test_frozen_weights_stay_and_are_not_stored() -> None:
+    """The state is what is trained, and buffers; it goes round, and one with a weight too few is refused."""
+    net = adapted()
+    averages, fixed = Averages(net, (0.5,), CPU), net[0].weight.clone()  # type: ignore[index]
+    nn.init.constant_(net[1].weight, 4.0)  # type: ignore[index]
+    nn.init.constant_(averages.first[1].weight, 0.0)  # type: ignore[index]
+    averages.update(net, 100)
+    state = {key: value.clone() for key, value in averages.state().items()}
+    buffers = {f"0.5.2.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert state.keys() == {"0.5.1.weight", "0.5.1.bias"} | buffers
+    assert torch.equal(state["0.5.1.weight"], torch.full((1, 3), 2.0))  # half of 0 and 4
+    fresh = Averages(net, (0.5,), CPU)
+    fresh.load(state)
+    assert torch.equal(fresh.first[1].weight, state["0.5.1.weight"])  # type: ignore[index]
+    assert torch.equal(fresh.first[0].weight, fixed) and torch.equal(net[1].weight, torch.full((1, 3), 4.0))  # type: ignore[index]
+    with pytest.raises(ValueError, match="some weights are missing"):
+        fresh.load({key: value for key, value in state.items() if "bias" not in key})
+
+
+def test_the_trainer_updates_them_every_few_steps(tmp_path: Path) -> None:
+    """After steps 3 and 6 of 7, and the last, with decays by the count of updates: d_0 = 1/10, d_1 = 2/11, ..."""
+    run = trainer(tmp_path, ema=(0.5,), average_every=3, steps=7)
+    truth, seen = weights(run.plain.flow), []
+    for _ in range(7):
+        before = weights(run.averages.first)
+        run.update()
+        seen.append(not torch.equal(weights(run.averages.first), before))
+        if run.step in (3, 6, 7):
+            count = -(-run.step // 3)
+            decay = count / (9 + count)
+            truth = decay * truth + (1 - decay) * weights(run.plain.flow)
+    assert seen == [False, False, True, False, False, True, True]
+    torch.testing.assert_close(weights(run.averages.first), truth, atol=1e-6, rtol=1e-5)

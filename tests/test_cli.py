@@ -130,7 +130,7 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["smaple"], "command='smaple' is unknown; known: sample, train, bench, list; did you mean 'sample'"),
+        (["smaple"], "command='smaple' is unknown; known: sample, train, finetune, bench, list; did you mean 'sample'"),
         (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
         (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
         (["sample", "prompt="], "prompt='' holds an empty text"),
@@ -223,3 +223,98 @@ def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setitem(cli.COMMANDS, "list", interrupted)
     assert cli.main(["list"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+TUNING = [
+    "finetune", "model=shapes", "reward=redness", "steps=2", "batch=4", "rank=2", "rounds.prompts=2", "rounds.group=4",
+    "average_every=1", "guard_every=1", "guard_pictures=2", "calls=1", "tracker=null", "progress=false", "out=tuned",
+]  # fmt: skip
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[str]:
+    """A file of prompts, of which two are held out."""
+    (tmp_path / "prompts.txt").write_text("# mine\na red circle\n\na blue star\na green square\n")
+    return ["prompts=prompts.txt", "held_out_prompts=[a red circle,a pink star]"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting", "stated"),
+    [
+        ("draft", "objective.steps=3", {"class": "DirectGradient", "kind": "draft", "steps": 3}),
+        ("grpo_restart", "objective.collector.kind=sde", {"class": "PolicyGradient"}),
+    ],
+)
+def test_finetune_as_a_user_runs_it(
+    objective: str, setting: str, stated: dict, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings that are given arrive, those of the objective too; the same command finds its work done."""
+    given = [*TUNING, *texts, f"objective={objective}", setting, "guard.kl_most=1e9", "held_out=brightness"]
+    assert cli.main(given) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(Path("tuned/report.json").read_text())
+    assert report["words"] in printed and "wrote tuned; steer.load_model('tuned') reads it" in printed
+    assert (report["model"], report["reward"], report["rank"]) == ("shapes", "redness", 2)
+    assert report["held_out_prompts"] == ["a red circle", "a pink star"] and report["rule"]["kl_most"] == 1e9
+    assert [row["step"] for row in report["history"]] == [1, 2] and "held_out" in report["before"]
+    facts = json.loads(Path("tuned/checkpoints/step-00000002/state.json").read_text())
+    assert facts["objective"] == facts["objective"] | stated
+    assert facts["objective"]["collector"]["class"] == {"draft": "Noise", "grpo_restart": "Chain"}[objective]
+    kept = Path("tuned/flow.safetensors").read_bytes()
+    assert cli.main(given) == 0 and Path("tuned/flow.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["objective=nfft"], "objective='nfft' is unknown; known: adjoint, .*did you mean 'nft'"),
+        (["objective=lsd"], "objective='lsd' is unknown; known: adjoint, "),
+        (["guards.patience=1"], "setting='guards' is unknown; known: .*did you mean 'guard'"),
+        (["rankk=1"], "setting='rankk' is unknown; known: .*did you mean 'rank'"),
+        (["prompts=none.txt"], "prompts='none.txt' is no file"),
+        (["guard.patience=-1"], "guard.patience must be at least 0, got -1"),
+        (["objective=draft", "reward=jpeg-size"], "draft needs a differentiable reward; take objective=nft or grpo"),
+    ],
+)
+def test_bad_input_of_finetune(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    assert cli.main([*TUNING, *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("steer: ") and error.count("\n") == 1
+    assert re.search(message, error), error
+
+
+def test_list_and_help_tell_of_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert "tuning" in printed and ", ".join(names("tuning")) in printed
+    assert cli.main(["finetune", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (CONFIGS / "finetune.yaml").read_text() and "tuning@objective: nft" in printed
+
+
+def test_all_that_finetune_takes_has_a_key() -> None:
+    """With the defaults of the function and of the loop, where nothing is said."""
+    import inspect
+
+    from steer.finetuning import DEFAULTS, Rule, finetune
+    from steer.settings import build
+    from steer.training import Settings
+
+    config = cli._compose("finetune", [])
+    given = {key: p.default for key, p in inspect.signature(finetune).parameters.items() if key != "settings"}
+    loop = vars(Settings(**DEFAULTS)) | {"steps": given["steps"]}
+    assert set(config) - {"experiment"} == (set(given) | set(loop)) - {"sample_every"}
+    plain = {key: cli._to_plain(config[key]) for key in config}
+    known = {**loop, **given} | {"betas": [0.9, 0.99], "ema": [0.5]}
+    assert instantiate(config.objective) == build("tuning", given["objective"])
+    assert Rule(**plain["guard"]) == Rule()
+    taken = {"model", "reward", "objective", "guard", "rounds", "experiment"}
+    assert {key: plain[key] for key in set(plain) - taken} == {key: known[key] for key in set(plain) - taken}
+
+
+def test_rounds_are_those_of_the_class() -> None:
+    from steer.experience import Rounds
+
+    assert Rounds(**cli._compose("finetune", []).rounds) == Rounds()

@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(home: Path) -> dict[str, list[Told]]:
     """All scenarios, in one pair of processes."""
-    return launch(home, "lsd", "fm", "parts", "seeds", "apart", "stop", "bad")
+    return launch(home, "lsd", "fm", "parts", "seeds", "apart", "stop", "bad", "tuned", "tuned_exactly")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,21 @@ def test_two_processes_are_one(name: str, two: dict[str, list[Told]], one: Any) 
         assert distance(told["weights"], alone["weights"]) < 1e-5
         assert distance(told["average"], alone["average"]) < 1e-5
     assert two[name][0]["weights"] == two[name][1]["weights"]
+
+
+@pytest.mark.parametrize("name", ["tuned", "tuned_exactly"])
+def test_fine_tuning_by_two_processes(name: str, two: dict[str, list[Told]], one: Any) -> None:
+    """Each draws and scores half of the prompts of 15 rounds; the rows, and what is learned from them, are the same."""
+    alone = one(name)
+    assert alone["error"] is None and len(alone["losses"]) == 30
+    assert distance(alone["weights"], [v for p in Network().parameters() for v in p.flatten().tolist()]) > 0.05
+    for told in two[name]:
+        assert told["error"] is None
+        assert distance(told["losses"], alone["losses"]) < 1e-5 * max(1, *alone["losses"])
+        assert distance(told["weights"], alone["weights"]) < 1e-5
+        assert distance(told["average"], alone["average"]) < 1e-5
+    first, second = two[name]
+    assert first["weights"] == second["weights"] and distance(first["local"], second["local"]) > 0.01
 
 
 def test_parts_are_the_batch(one: Any) -> None:

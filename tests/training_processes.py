@@ -14,16 +14,24 @@ from typing import Any
 import torch
 from tiny import Network, Rows, losses, objective, trainer
 
-from steer.objectives import SelfDistillation
+from steer.adapters import Reference
+from steer.experience import Experience, Rounds
+from steer.objectives import NegativeAware, SelfDistillation, ShiftMatching, Student
 from steer.objectives.derivative import Derivative
+from steer.prompts import Prompts
 from steer.training import Stopped, Trainer
+from steer.value_targets import PosteriorDraws
 
 LONG = {"steps": 30, "batch": 32, "save_every": 10, "keep": 9, "log_every": 10}
 
 
 def goal(name: str, local: list[float]) -> Any:
     """An objective that notes what this process alone has for a loss."""
-    inner = objective(name)
+    return noting(objective(name), local)
+
+
+def noting(inner: Any, local: list[float]) -> Any:
+    """An objective that does so."""
 
     def noted(*arguments: Any) -> Any:
         loss, more = inner(*arguments)
@@ -79,6 +87,25 @@ def blocks(folder: Path, local: list[float], derivative: str) -> tuple[Trainer, 
     return run, losses(run)
 
 
+def near(x: torch.Tensor) -> torch.Tensor:
+    """A reward of points [p m 2]: how near they are to one."""
+    return -(x - torch.tensor([1.0, -0.5])).square().sum(-1)
+
+
+def tuned(folder: Path, local: list[float], objective: Any) -> tuple[Trainer, list[float]]:
+    """Fine-tuning: each process draws and scores its share of a round's prompts, and learns from all of them."""
+    flow, labels = Network(), {"left": 0, "right": 1, "below": 2}
+    reference = Reference(flow)
+    data = Experience(
+        Prompts([*labels, "above"]), lambda texts: {"label": torch.eye(3)[[labels.get(q, 0) for q in texts]]},
+        objective.collector, lambda texts: near, (2,), reference,
+        rounds=Rounds(prompts=4, group=4, updates=2, replay=2, chunk=4), temperature=0.5,
+    )  # fmt: skip
+    student = Student(flow, reference=reference)
+    run = trainer(folder, flow=flow, data=data, goal=noting(objective, local), student=student, **LONG)
+    return run, losses(run)
+
+
 SCENARIOS: dict[str, Callable[..., tuple[Trainer, list[float]]]] = {
     "lsd": lambda folder, local: plain(folder, local, "lsd"),
     "fm": lambda folder, local: plain(folder, local, "fm"),
@@ -88,6 +115,8 @@ SCENARIOS: dict[str, Callable[..., tuple[Trainer, list[float]]]] = {
     "stop": stop,
     "bad": bad,
     "forward": lambda folder, local: blocks(folder, local, "forward"),
+    "tuned": lambda folder, local: tuned(folder, local, NegativeAware(beta=0.5)),
+    "tuned_exactly": lambda folder, local: tuned(folder, local, ShiftMatching(PosteriorDraws(gradient=True))),
     "central": lambda folder, local: blocks(folder, local, "central"),
 }
 

@@ -24,16 +24,16 @@ BINS = 8  # a side of a square of the checkerboard
 
 
 class Perceptron(nn.Module):
-    """v_{s,t}(x) in the plane: x, s, t, and cosines and sines of the times, through hidden layers of SiLU.
+    """v_{s,t}(x) in d dimensions: x, s, t, and cosines and sines of the times, through hidden layers of SiLU.
 
     x is divided by ``sqrt((1-s)^2 + s^2 std^2)``, its own size, and what comes out is in units of ``sqrt(1 + std^2)``,
     that of dI/ds; std is the standard deviation of a coordinate of the data.
     """
 
-    def __init__(self, std: float, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, std: float, width: int = 128, depth: int = 3, d: int = 2) -> None:
         super().__init__()
         self.std = std
-        sizes = [2 + 2 + 4 * len(FREQUENCIES), *[width] * depth, 2]
+        sizes = [d + 2 + 4 * len(FREQUENCIES), *[width] * depth, d]
         layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.SiLU())]
         self.layers = nn.Sequential(*layers[:-1])
         self.register_buffer("frequencies", math.pi * torch.tensor(FREQUENCIES), persistent=False)
@@ -41,7 +41,7 @@ class Perceptron(nn.Module):
     frequencies: Tensor
 
     def forward(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
-        """v_{s,t}(x) [b 2]; cond is not looked at."""
+        """v_{s,t}(x) [b d]; cond is not looked at."""
         s, t = (like(u, x).expand(len(x), 1) for u in (s, t))
         size = ((1 - s) ** 2 + (s * self.std) ** 2).sqrt()
         angle = torch.cat([s * self.frequencies, t * self.frequencies], 1)
@@ -49,11 +49,11 @@ class Perceptron(nn.Module):
         return math.sqrt(1 + self.std**2) * self.layers(inputs)
 
 
-def new(std: float, seed: int = 0, width: int = 128, depth: int = 3) -> Perceptron:
+def new(std: float, seed: int = 0, width: int = 128, depth: int = 3, d: int = 2) -> Perceptron:
     """A network with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Perceptron(std, width, depth)
+        return Perceptron(std, width, depth, d)
 
 
 @dataclass(eq=False)

@@ -31,12 +31,12 @@ class Preference:
     Attributes:
         beta: how sharply a pair decides; the published 2000 to 5000 count sums over steps, here errors are of one.
         jumps: how much the loss of jumps that follow the velocity counts, on paths to the winners.
-        collector: the pairs, where they are made online.
+        collector: the pairs, where they are made online; None where they are given.
     """
 
     beta: float = 20.0
     jumps: float = 0.5
-    collector: Pairs = field(default_factory=Pairs)
+    collector: Pairs | None = field(default_factory=Pairs)
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -20,8 +20,8 @@ class Tuning(Protocol):
     """An objective of fine-tuning: (model, batch, rng) -> (loss, metrics) of rows that `collector` makes."""
 
     @property
-    def collector(self) -> Collector:
-        """How the model's samples are gathered."""
+    def collector(self) -> Collector | None:
+        """How the model's samples are gathered; None where rows are given."""
         ...
 
     @property
