@@ -117,7 +117,7 @@ def finetune(
     PartialState()  # processes meet before the first file is written
     start = model if isinstance(model, Model) else load_model(model, place)
     source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
-    tuned = _prepared(start, goal, rank, alpha, loop.seed)
+    tuned = prepared(start, goal, rank, alpha, loop.seed)
     judge = judge_for(start, score, place) if held_out == "judge" else held_out and check_reward(held_out)
 
     def finished(flow: nn.Module) -> Model:
@@ -195,7 +195,7 @@ def _prompts(model: Model) -> list[str]:
     raise ValueError(f"prompts=None, and model={model.name!r} has no captions of its own; give prompts=")
 
 
-def _prepared(model: Model, goal: Objective, rank: int, alpha: float | None, seed: int) -> Model:
+def prepared(model: Model, goal: Objective, rank: int, alpha: float | None = None, seed: int = 0) -> Model:
     """A copy of the model whose flow is ready to be trained."""
     if not isinstance(model.flow, nn.Module):
         raise ValueError(

@@ -7,6 +7,7 @@ Each way is a `steer.collecting.Collector`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,9 +117,10 @@ class PosteriorDraws(Each):
         u_i = (Delta / alpha) (z_i - E[x1 | x_t]),   or with the reward's gradient   u_i = eta grad_x r(z_i(x_t)) / T
 
     The other draws normalise each weight, independently of it given x_t: whatever their number, the fixed point
-    ``E[w] (b - b_ref) = E[w u]`` of the weighted regression is the exact tilt. Z, the mean of all of the prompt's at
-    that time, keeps weights small where the tilted law hardly is. Rows: samples x1 of about the tilted law, "point",
-    "time", "shift", "weight" (the mean of w), "reward".
+    ``E[w] (b - b_ref) = E[w u]`` of the weighted regression is the exact tilt. Z, the mean of all of the prompt's,
+    keeps weights small where the tilted law hardly is, and makes a bias of the order of 1 / (group k): take groups that
+    are large against exp(r / T) / Z. Rows: samples x1 of about the tilted law, "point", "time", "shift", "weight" (the
+    mean of w), "reward".
 
     lookahead: what draws; at least two. steps: jumps of the reference samples. times: points of time a round.
     gradient: whether the reward's gradient is used.
@@ -143,21 +145,30 @@ class PosteriorDraws(Each):
         parts = jumps(run.flow, x0, self.steps).tensor_split(min(self.times, x0.shape[1]), 1)
         places = (torch.arange(len(parts)) + torch.rand(len(parts), generator=shared)) / len(parts)
         low, high = EARLIEST, LATEST
-        rows = [self._rows(actor, run, x, low + (high - low) * float(u)) for x, u in zip(parts, places, strict=True)]
+        seen = [self._look(actor, run, x, low + (high - low) * float(u)) for x, u in zip(parts, places, strict=True)]
+        log_z = torch.cat([look.log_r.transpose(0, 1).flatten(1) for look in seen], 1)  # of all times: E[e^r] is one
+        log_z = log_z.logsumexp(1) - math.log(log_z.shape[1])
+        rows = [self._rows(actor.path, run, look, log_z) for look in seen]
         x1, *more = (torch.cat(values, 1) for values in zip(*rows, strict=True))
         names = ("point", "time", "shift", "weight", "reward")
         return Collected(x1, dict(zip(names, more, strict=True)), run.forward + 2 * run.backward)
 
-    def _rows(self, actor: Actor, run: Run, x1: Tensor, t: float) -> tuple[Tensor, ...]:
-        path = actor.path
-        x = interpolate(path, randn_like(x1, run.rng), x1, t).requires_grad_(self.gradient)
+    def _look(self, actor: Actor, run: Run, x1: Tensor, t: float) -> "Looked":
+        x = interpolate(actor.path, randn_like(x1, run.rng), x1, t).requires_grad_(self.gradient)
         with torch.set_grad_enabled(self.gradient):
-            z, log_v = self.lookahead.weighted(run.flow, path, x, t, rng=run.rng, event=x.ndim - 2)
+            z, log_v = self.lookahead.weighted(run.flow, actor.path, x, t, rng=run.rng, event=x.ndim - 2)
             raw = run.rewards(z)
             r = tempered(raw, actor.temperature)
         if self.gradient and not r.requires_grad:
             raise ValueError("gradient=True needs a differentiable reward; take objective=tilt, which needs none")
-        log_w = self.weights(r.detach() if log_v is None else r.detach() + log_v.log_softmax(0) + math.log(len(r)))
+        if self.gradient and log_v is not None:
+            raise ValueError("gradient=True needs draws of equal weight, such as Glass()'s; take gradient=False")
+        log_r = r.detach() if log_v is None else r.detach() + log_v.log_softmax(0) + math.log(len(r))
+        return Looked(x, t, z, r, log_r, raw.mean(0))
+
+    def _rows(self, path: Interpolant, run: Run, look: "Looked", log_z: Tensor) -> tuple[Tensor, ...]:
+        x, t, z, r, log_r, raw = look
+        log_w = self.weights(log_r, log_z)
         w, weight = log_w.exp(), log_w.exp().mean(0)
         if self.gradient:
             with torch.enable_grad():
@@ -172,14 +183,26 @@ class PosteriorDraws(Each):
         chosen = z.gather(0, _beside(place, z).expand(1, *z.shape[1:]))[0]
         time = torch.full_like(weight, t)
         shift = shift / _beside(weight.clamp_min(torch.finfo(weight.dtype).tiny), shift)
-        return tuple(a.detach() for a in (chosen, x, time, shift, weight, raw.mean(0)))
+        return tuple(a.detach() for a in (chosen, x, time, shift, weight, raw))
 
-    def weights(self, r: Tensor) -> Tensor:
-        """Log-weights [k p m] of r / T [k p m]: each over the mean of the others, or of all of its prompt."""
+    def weights(self, r: Tensor, log_z: Tensor) -> Tensor:
+        """Log-weights [k p m] of r / T [k p m], each over the mean of the others' exp, or over Z [p] if more."""
         k = len(r)
         others = torch.stack([torch.cat([r[:i], r[i + 1 :]]).logsumexp(0) for i in range(k)]) - math.log(k - 1)
-        everyone = r.transpose(0, 1).flatten(1).logsumexp(1)[:, None] - math.log(k * r.shape[2])
-        return (r - torch.maximum(others, everyone)).nan_to_num(nan=-math.inf, neginf=-math.inf)
+        return (r - torch.maximum(others, log_z[:, None])).nan_to_num(nan=-math.inf, neginf=-math.inf)
+
+
+class Looked(NamedTuple):
+    """Points x [p m *d] at time t, draws z [k p m *d] of their ends, r / T [k p m] of these, the same with the log of
+    the draws' own weights, and mean rewards [p m].
+    """
+
+    x: Tensor
+    t: float
+    z: Tensor
+    r: Tensor
+    log_r: Tensor
+    raw: Tensor
 
 
 EARLIEST, LATEST = 0.002, 0.998  # times of points: at 0 nothing is seen, at 1 nothing is left to draw

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import steer
 from rewards import WeightedSum, to_reward
 from rewards.towers import WordPieces
-from steer.finetuning import _finished, _prepared, _prompts
+from steer.finetuning import _finished, prepared, _prompts
 from steer.flow_map import Cond, jump
 from steer.interpolants import Linear, Time
 from steer.models import Model
@@ -375,11 +375,11 @@ def test_the_embedded_model_with_its_own_judge(objective: str, tmp_path: Path) -
 def test_a_posterior_map_draws_while_its_base_is_tuned() -> None:
     start = steer.load_model("emoji")
     drawing, other = ShiftMatching(PosteriorDraws(lookahead=Learned())), ShiftMatching()
-    tuned = _prepared(start, drawing, 2, None, 0)
+    tuned = prepared(start, drawing, 2, None, 0)
     assert tuned.posterior and isinstance(tuned.flow, nn.Module) and isinstance(start.flow, nn.Module)
     trained = [name for name, p in tuned.flow.named_parameters() if p.requires_grad]
     assert trained and all(name.startswith("base.") and "lora" in name for name in trained)
-    assert not _prepared(start, other, 2, None, 0).posterior
+    assert not prepared(start, other, 2, None, 0).posterior
     done = _finished(start, tuned, tuned.flow, drawing)
     base = {k.removeprefix("base."): v for k, v in start.flow.state_dict().items() if k.startswith("base.")}
     assert not done.posterior and weights(done).keys() == base.keys()

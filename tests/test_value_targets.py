@@ -222,22 +222,27 @@ def test_times_lie_in_parts_of_their_own_between_the_ends() -> None:
     assert len(few["time"].unique()) == 2
 
 
+def of_all(r: Tensor) -> Tensor:
+    """Log of the mean of exp(r) over the draws and points of each prompt [p], for r [k p m]."""
+    return r.transpose(0, 1).flatten(1).logsumexp(1) - math.log(r.shape[0] * r.shape[2])
+
+
 def test_weights_are_over_the_mean_of_the_other_draws_or_of_all_of_the_prompt() -> None:
     """Two draws of two points: [k p m]."""
     r = torch.tensor([[[0.0, 5.0]], [[1.0, 5.0]]]).double()
     everyone = (1 + math.e + 2 * math.exp(5)) / 4
     expected = torch.tensor([[[1 / everyone, 1.0]], [[math.e / everyone, 1.0]]]).double()
-    assert torch.allclose(PosteriorDraws().weights(r).exp(), expected)
+    assert torch.allclose(PosteriorDraws().weights(r, of_all(r)).exp(), expected)
     alone = r[:, :, :1].expand(2, 1, 3) * 1000  # far beyond what exp can hold
-    found = PosteriorDraws().weights(alone)
+    found = PosteriorDraws().weights(alone, of_all(alone))
     assert found.isfinite().all() and torch.allclose(found[0], torch.full((1, 3), -1000.0).double())
     assert torch.allclose(found[1], torch.full((1, 3), math.log(2)).double())
 
 
 def test_weights_of_one_prompt_do_not_depend_on_another() -> None:
     r = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)).double()
-    both = PosteriorDraws().weights(r)
-    assert torch.equal(both[:, 1:], PosteriorDraws().weights(r[:, 1:])) and not torch.equal(both[:, 0], both[:, 1])
+    both = PosteriorDraws().weights(r, of_all(r))
+    assert torch.equal(both[:, 1:], PosteriorDraws().weights(r[:, 1:], of_all(r[:, 1:]))) and not torch.equal(both[:, 0], both[:, 1])
 
 
 @pytest.mark.parametrize("gone", [[(0, 0)], [(0, 0), (1, 0)], [(i, j) for i in range(2) for j in range(3)]])
@@ -245,7 +250,7 @@ def test_rejected_draws_have_weight_zero_and_give_no_nan(gone: list[tuple[int, i
     r = torch.arange(6.0).view(2, 1, 3)
     for i, j in gone:
         r[i, 0, j] = -math.inf
-    found = PosteriorDraws().weights(r)
+    found = PosteriorDraws().weights(r, of_all(r))
     assert not found.isnan().any() and torch.equal(found == -math.inf, r == -math.inf)
 
 
