@@ -40,11 +40,12 @@ format: $(STAMP)  ## rewrite the code as ruff formats it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the figures: exact laws, the embedded model, the overhead, the training
+bench: $(STAMP)  ## the figures: exact laws, the embedded model, overhead, training, fine-tuning
 	$(BIN)/steer bench exact
 	$(BIN)/steer bench embedded
 	$(BIN)/steer bench overhead
 	$(BIN)/steer bench training
+	$(BIN)/steer bench finetune
 
 notebooks: $(STAMP)  ## run the notebooks and store what they show
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks

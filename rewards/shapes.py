@@ -32,14 +32,20 @@ class ShapesVerifier:
     background; those whose shorter side is not 64 are resized to that.
 
     finder: how objects are found.
+    whole: the share of the score that only a picture which meets all gets: 1 is the verdict alone.
 
     Ref: GenEval (arXiv:2310.11513), with colours and template overlap in the place of a learned detector.
     """
 
     finder: Finder = field(default_factory=Finder)
+    whole: float = 0.0
     name: str = "shapes"
     differentiable: bool = False
     cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.whole <= 1:
+            raise ValueError(f"whole={self.whole} must be a share between 0 and 1")
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1].
@@ -47,7 +53,8 @@ class ShapesVerifier:
         Raises:
             ValueError: a prompt is no caption of shapes; or other pictures.
         """
-        return images.new_tensor([met / of for met, of in self._count(images, prompts)])
+        counts = self._count(images, prompts)
+        return images.new_tensor([(1 - self.whole) * met / of + self.whole * (met == of) for met, of in counts])
 
     def check(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Whether each picture [b 3 h w] in [0,1] shows its caption: bool [b].

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import steer
 from rewards import WeightedSum, to_reward
 from rewards.towers import WordPieces
-from steer.finetuning import _finished, prepared, _prompts
+from steer.finetuning import _finished, _prompts, prepared
 from steer.flow_map import Cond, jump
 from steer.interpolants import Linear, Time
 from steer.models import Model

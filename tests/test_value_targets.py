@@ -242,7 +242,8 @@ def test_weights_are_over_the_mean_of_the_other_draws_or_of_all_of_the_prompt() 
 def test_weights_of_one_prompt_do_not_depend_on_another() -> None:
     r = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)).double()
     both = PosteriorDraws().weights(r, of_all(r))
-    assert torch.equal(both[:, 1:], PosteriorDraws().weights(r[:, 1:], of_all(r[:, 1:]))) and not torch.equal(both[:, 0], both[:, 1])
+    alone = PosteriorDraws().weights(r[:, 1:], of_all(r[:, 1:]))
+    assert torch.equal(both[:, 1:], alone) and not torch.equal(both[:, 0], both[:, 1])
 
 
 @pytest.mark.parametrize("gone", [[(0, 0)], [(0, 0), (1, 0)], [(i, j) for i in range(2) for j in range(3)]])

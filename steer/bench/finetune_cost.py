@@ -40,7 +40,8 @@ def made(model: Model, goal: Tuning, rank: int, folder: Path, batch: int = 64) -
     score, reference = rewards.get("clip"), Reference(tuned.flow)
     data = Experience(
         Prompts(PROMPTS), lambda texts: raw(tuned, texts), goal.collector,
-        lambda texts: Scores(tuned, texts, score, Chunks()), model.shape, reference, rounds=Rounds(4, 16, UPDATES), temperature=2.0,
+        lambda texts: Scores(tuned, texts, score, Chunks()), model.shape, reference, rounds=Rounds(4, 16, UPDATES),
+        temperature=2.0,
     )  # fmt: skip
     settings = Settings(steps=10**6, batch=batch, drop=0.0, tracker=None, save_every=10**6, average_every=UPDATES)
     student = Student(tuned.flow, reference=reference)

@@ -34,7 +34,7 @@ class NegativeAware:
     Attributes:
         beta: how far v+ and v- lie from v_old; smaller moves further.
         clip: the advantage at which a sample is wholly good.
-        kl: weight of |x1(v) - x1(v_ref)|^2, in the same units.
+        kl: weight of |x1(v) - x1(v_ref)|^2, in the same units; without it the push away from the bad has no end.
         jumps: "follow" leaves the jumps to self-distillation, "mean_flow" learns them from the samples too.
         share: how much the loss of jumps that follow counts; of "mean_flow" the share of rows off the diagonal.
         eps: of the central differences.
@@ -43,7 +43,7 @@ class NegativeAware:
 
     beta: float = 1.0
     clip: float = 2.5
-    kl: float = 0.0
+    kl: float = 0.002
     jumps: Literal["follow", "mean_flow"] = "follow"
     share: float = 0.5
     eps: float = 0.005
