@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rewards.towers import mend_torchvision
 from steer.flow_map import Cond
 from steer.interpolants import Time
+from steer.learner import unread
 
 WORDS = ("tokens", "pool", "words")  # the modules of a native network that read the prompt
 
@@ -97,7 +98,7 @@ class Reference:
 
     def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
         """v_{s,t}(x) [b *d]; gradients reach x, and no weight."""
-        told = None if cond is None else {key: c for key, c in cond.items() if key != "words" or len(cond) == 1}
+        told = unread(self.flow, cond)
         if self.copy is not None:
             return self.copy(x, s, t, told)
         with switched_off(self.flow):

@@ -1,4 +1,4 @@
-"""The command line: `steer sample`, `steer train`, `steer bench`, `steer list`, each with hydra overrides after it."""
+"""The command line: `steer sample`, `train`, `finetune`, `bench` and `list`, each with hydra overrides after it."""
 
 import json
 import re
@@ -29,14 +29,14 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer finetune model=shapes reward=my_file.py:score prompts=prompts.txt objective=grpo
   steer bench NAME [fast=true]                             print figures and write them; NAME: exact, embedded,
                                                            values, compositional,
-                                                           training, overhead
+                                                           training, finetune, overhead
   steer list                                               models, methods, rewards, objectives, ... by name
 
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
 """
 
 GROUPS = {"sample": ("method", "lookahead"), "train": ("data", "objective", "network", "experiment"),
-          "finetune": ("objective", "experiment")}  # fmt: skip
+          "finetune": ("objective",)}  # fmt: skip
 LONG = 200  # rows of a table that is written, but not printed
 
 
@@ -167,7 +167,7 @@ def run_finetune(overrides: list[str]) -> None:
     config = _compose("finetune", overrides)
     reward = _free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
     objective = instantiate(config.objective)
-    taken = ("reward", "objective", "model", "experiment")
+    taken = ("reward", "objective", "model")
     plain = {key: _to_plain(config[key]) for key in config if key not in taken}
     plain |= {key: tuple(plain[key]) for key in ("betas", "ema")}
 
@@ -238,7 +238,7 @@ def _compose(config: str, overrides: list[str]) -> Any:  # noqa: ANN401 (a DictC
             if root not in known:
                 raise unknown("setting", root, known)
             group = _group(config, key)
-            known_names = [*names(group), *(["null"] if key in ("method", "lookahead", "experience") else [])]
+            known_names = [*names(group), *(["null"] if key in ("method", "lookahead", "experiment") else [])]
             if key in GROUPS.get(config, ()) and value not in known_names:
                 raise unknown(key, value, names(group))
         return compose(config, [o.replace("objective=", "tuning@objective=", 1) if _group(config, o.partition("=")[0])

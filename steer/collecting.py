@@ -185,9 +185,11 @@ class Pairs:
 class Steered:
     """What a steering method finds, to be learned: its particles, resampled by their weights, or the best of them.
 
+    Rows: x1, "reward", "weight": 0 where the reward rejects (-inf), else 1.
+
     With `BestOfN` these are rewards as weights of plain samples; with a search, the pictures that it finds.
 
-    method: any of steer.methods; it is set to the target's temperature where it has one.
+    method: any of steer.methods, or its name; it is set to the target's temperature where it has one.
     source: what is steered: "reference" makes the law of the rows p exp(reward / temperature) as far as the method
         does; "average" tilts again what was learned.
     best: None resamples; k takes the k of highest reward.
@@ -196,6 +198,12 @@ class Steered:
     method: Method = field(default_factory=lambda: BestOfN(steps=4))
     source: Source = "reference"
     best: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, str):
+            from steer.settings import build
+
+            object.__setattr__(self, "method", build("method", self.method))
 
     def rows(self, n: int) -> int:
         """N, or `best`; raises ValueError where that is more."""
@@ -208,12 +216,26 @@ class Steered:
         method: Any = self.method
         if hasattr(method, "temperature") and math.isfinite(actor.temperature):
             method = replace(method, temperature=actor.temperature)
-        particles, trace = method(actor.of(self.source), actor.path, actor.reward, x0, cond, rng=rng)
-        r = particles.rewards
-        r = actor.reward(particles.x) if r is None else r
+        particles, trace = method(actor.of(self.source), actor.path, _forgiving(actor.reward), x0, cond, rng=rng)
+        r = actor.reward(particles.x) if particles.rewards is None else particles.rewards
         index = systematic(particles.log_w, rng=rng) if self.best is None else r.topk(self.best, 1).indices
         x, r = gather((particles.x.detach(), r.detach()), index)
-        return Collected(x, {"reward": r}, trace.calls)
+        rejected = r <= REJECTED / 2
+        r = r.masked_fill(rejected, -math.inf)
+        return Collected(x, {"reward": r, "weight": (~rejected).to(x.dtype)}, trace.calls)
+
+
+REJECTED = -1e30  # what stands for -inf where a method could not go on with nothing else
+
+
+def _forgiving(reward: Reward) -> Reward:
+    """The reward, with a finite number where all samples of a prompt are rejected."""
+
+    def of(x1: Tensor) -> Tensor:
+        r = reward(x1)
+        return torch.where((r == -math.inf).all(1, keepdim=True), torch.full_like(r, REJECTED), r)
+
+    return of
 
 
 @dataclass(frozen=True)
@@ -227,7 +249,7 @@ class Chain(Each):
     kind: Literal["sde", "restart"] = "sde"
     steps: int = 6
     churn: float = 1.0
-    source: Source = "average"
+    source: Source = "current"
     advantages: Advantages | None = Advantages()
 
     def __post_init__(self) -> None:

@@ -44,8 +44,8 @@ class Rounds:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"rounds.{name} must be a whole number, at least 1, got {value!r}")
 
 
 class Told:
@@ -137,6 +137,10 @@ class Experience:
                 f"{-(-self.rounds.prompts // world) * world}"
             )
         names = self.prompts.round(number, self.rounds.prompts)
+        if world > 1:  # a user's function may give each process others
+            from accelerate.utils import broadcast_object_list
+
+            names = broadcast_object_list(names)
         share = self.rounds.prompts // world
         mine = range(rank * share, (rank + 1) * share)
         with torch.no_grad(), evaluating(flow), accelerator.autocast():

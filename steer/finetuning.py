@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 import rewards
+from steer import checkpoints
 from steer.adapters import Reference, adapt, merged
 from steer.arguments import check_device, check_reward
 from steer.checkpoints import write_json
 from steer.chunks import Chunks
 from steer.experience import Experience, Rounds
 from steer.flow_map import Cond
-from steer.guards import Guard, Rule
+from steer.guards import Guard, Rule, spread
 from steer.learning import with_flow
 from steer.models import Model, load_model, save_model
 from steer.models.drawing import Words
@@ -27,14 +28,15 @@ from steer.models.growing import base
 from steer.models.noise import TunedNoise
 from steer.models.picture import Spell
 from steer.models.text import encode_prompts
-from steer.objectives import Objective, Preference, Student, Tuning
+from steer.objectives import DirectGradient, NoiseNetwork, Objective, Preference, Student, Tuning
 from steer.posterior import Learned
 from steer.problem import Scores
 from steer.prompts import Prompts, Source
 from steer.report import judge_for
 from steer.samples import check_folder
 from steer.settings import build, names, unknown
-from steer.training import Renewed, Settings, Trainer
+from steer.training import Settings, Trainer
+from steer.value_targets import Adjoints
 
 DEFAULTS: dict[str, Any] = {
     "lr": 1e-4, "batch": 256, "warm_up": 0.0, "schedule": "constant", "ema": (0.5,), "average_every": 4, "drop": 0.0,
@@ -61,7 +63,7 @@ def finetune(
     guard_every: int = 20,
     guard_pictures: int = 8,
     calls: int = 4,
-    pairs: Renewed | str | Path | None = None,
+    pairs: Any = None,  # noqa: ANN401 (a folder, or what `steer.preferences.PairRows` takes)
     out: str | Path = "runs/finetune",
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -114,7 +116,9 @@ def finetune(
         raise ValueError("objective=dpo learns from pairs that are given: pairs=FOLDER; without any, take online_dpo")
     rule = guard if isinstance(guard, Rule) else Rule(**(guard or {}))
     gathering = rounds if isinstance(rounds, Rounds) else Rounds(**(rounds or {}))
-    PartialState()  # processes meet before the first file is written
+    _check_gradient(goal, score)
+    goal.collector and goal.collector.rows(gathering.group)
+    PartialState(cpu=place.type == "cpu")  # processes meet before the first file is written
     start = model if isinstance(model, Model) else load_model(model, place)
     source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
     tuned = prepared(start, goal, rank, alpha, loop.seed)
@@ -124,13 +128,15 @@ def finetune(
         return _finished(start, tuned, flow, goal)
 
     watch = Guard(finished, start, source.held_out, score, judge, rule, folder, n=guard_pictures, calls=calls,
-                  save=lambda best: _save(best, folder / "best"))  # fmt: skip
+                  save=lambda best, step: _save_best(best, step, folder))  # fmt: skip
     _check_spread(watch, score)
-    if normalise:
-        watch.score = score = _normalised(score, watch)
-    watch.temperature = temperature or SHARE_OF_SPREAD * _spread(watch.rewards)
-    if not watch.temperature > 0:
-        watch.temperature = 1.0
+    measured = _settled(folder, _measured(score, watch, normalise))
+    measured |= {} if temperature is None else {"temperature": temperature}
+    watch.temperature = measured["temperature"]
+    if measured["weights"] is not None:
+        assert isinstance(score, rewards.WeightedSum)
+        watch.score = score = rewards.WeightedSum(score.rewards, tuple(measured["weights"]))
+        watch.before = watch.measure(watch.reference)
     assert isinstance(tuned.flow, nn.Module)
     reference = Reference(tuned.flow)
     data = _pairs(pairs, tuned) if pairs is not None else Experience(
@@ -139,7 +145,8 @@ def finetune(
         rounds=gathering, temperature=watch.temperature, path=start.path, seed=loop.seed,
     )  # fmt: skip
     student = Student(tuned.flow, start.path, reference=reference)
-    facts = {"model": start.name, "rank": rank, "reward": rewards.name_of(score), "temperature": watch.temperature}
+    facts = {"model": start.name, "rank": rank, "alpha": alpha, "reward": rewards.name_of(score), **measured}
+    facts |= {"rounds": {k: v for k, v in vars(gathering).items() if k != "chunk"}, "prompts": source.digest}
     trainer = Trainer(
         tuned.flow, goal, data, loop, folder, student=student, progress=progress, judge=watch, facts=facts,
         save=lambda flow, to: _save(finished(flow), to),
@@ -158,6 +165,16 @@ def raw(model: Model, prompts: list[str]) -> Cond:
     if isinstance(model.encode, Words):
         return encode_prompts(model.encode.towers, prompts)
     return model.encode(prompts)
+
+
+def _check_gradient(goal: Tuning, score: rewards.Reward) -> None:
+    needs = isinstance(goal, DirectGradient | NoiseNetwork) or isinstance(goal.collector, Adjoints)
+    needs = needs or getattr(goal.collector, "gradient", False)
+    if needs and rewards.is_differentiable(score) is False:
+        raise ValueError(
+            f"objective={type(goal).__name__} needs a differentiable reward, {rewards.name_of(score)!r} is not; take "
+            "nft, grpo or weighted"
+        )
 
 
 def _check_numbers(temperature: float | None, guard_pictures: int, calls: int) -> None:
@@ -229,21 +246,23 @@ def _finished(start: Model, tuned: Model, flow: nn.Module, goal: Objective) -> M
     return replace(start, noise=TunedNoise(net, base(start.flow)), flow=base(start.flow), posterior=False)
 
 
+def _save_best(model: Model, step: int, folder: Path) -> None:
+    """Keep the best, and the two before it, one of which may be the best again after a restart."""
+    _save(model, folder / "best" / f"step-{step:08d}")
+    for old in sorted((folder / "best").glob("step-*"))[:-3]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _save(model: Model, folder: Path) -> None:
     if isinstance(model.encode, Spell | Words):
         save_model(model, folder)
     else:
         from steer.models.files import write_tensors
 
-        assert isinstance(model.flow, nn.Module)
+        net, name = (model.noise.tuned, "noise") if isinstance(model.noise, TunedNoise) else (model.flow, "flow")
+        assert isinstance(net, nn.Module)
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "flow.safetensors", model.flow.state_dict())
-
-
-def _spread(r: torch.Tensor) -> float:
-    """Mean over prompts of the standard deviation of rewards [p n], those of -inf left out."""
-    each = [row[row.isfinite()] for row in r]
-    return float(torch.stack([row.std() for row in each if len(row) > 1] or [r.new_zeros(())]).mean())
+        write_tensors(folder / f"{name}.safetensors", net.state_dict())
 
 
 def _check_spread(watch: Guard, score: rewards.Reward) -> None:
@@ -251,26 +270,44 @@ def _check_spread(watch: Guard, score: rewards.Reward) -> None:
     r, name = watch.rewards, rewards.name_of(score)
     if not bool(r.isfinite().any()):
         raise ValueError(f"reward {name!r} rejects (-inf) all pictures of the model; nothing can be learned from it")
-    if _spread(r) <= 1e-6 * float(r[r.isfinite()].abs().max()):
+    if spread(r) <= 1e-6 * float(r[r.isfinite()].abs().max()):
         warnings.warn(
             f"reward {name!r} gives all plain pictures of each held-out prompt the same score: there may be nothing to "
             "learn; check the reward, or take prompts where it differs", stacklevel=3,
         )  # fmt: skip
 
 
-def _normalised(score: rewards.Reward, watch: Guard) -> rewards.Reward:
-    """The sum of rewards, each over its spread."""
-    if not isinstance(score, rewards.WeightedSum):
-        return score
-    weights = []
-    for part, weight in zip(score.rewards, score.weights, strict=True):
-        watch.score = part
-        watch.measure(watch.reference)
-        weights.append(weight / max(_spread(watch.rewards), 1e-12))
-    total = rewards.WeightedSum(score.rewards, tuple(weights))
-    watch.score = total
-    watch.before = watch.measure(watch.reference)
-    return total
+def _measured(score: rewards.Reward, watch: Guard, normalise: bool) -> dict[str, Any]:
+    """What is measured before the tuning: weights over the spreads of their rewards, and the temperature."""
+    weights, r = None, watch.rewards
+    if normalise and isinstance(score, rewards.WeightedSum):
+        weights, total = [], torch.zeros_like(r)
+        for part, weight in zip(score.rewards, score.weights, strict=True):
+            watch.score = part
+            watch.measure(watch.reference)
+            width = spread(watch.rewards)
+            if not width > 0:
+                raise ValueError(
+                    f"normalise=True: reward {rewards.name_of(part)!r} gives all plain pictures of a prompt the same "
+                    "score; weigh it yourself, with normalise=False"
+                )
+            weights.append(weight / width)
+            total = total + weights[-1] * watch.rewards
+        watch.score, r = score, total
+    return {"temperature": SHARE_OF_SPREAD * spread(r) or 1.0, "weights": weights}
+
+
+def _settled(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What the first process measured, in every process; where a run is taken up again, what it measured then."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state, path, told = PartialState(), folder / "measured.json", [found]
+    if state.is_main_process:
+        if path.exists() and checkpoints.found(folder):
+            told = [json.loads(path.read_text(encoding="utf8"))]
+        write_json(path, told[0])
+    return broadcast_object_list(told)[0] if state.num_processes > 1 else told[0]
 
 
 def _pairs(pairs: Any, model: Model) -> Any:  # noqa: ANN401
@@ -284,14 +321,16 @@ def _conclude(watch: Guard, folder: Path, facts: dict[str, Any]) -> None:
     best = watch.best()
     report = {**facts, "words": watch.words(), "before": watch.before, "best": best, "history": watch.history,
               "rule": vars(watch.rule), "held_out_prompts": watch.prompts}  # fmt: skip
-    if best is not None and (folder / "best").is_dir():
-        for file in sorted((folder / "best").iterdir(), key=lambda f: f.name == "model.json"):
+    if best is not None:
+        for file in sorted(
+            (folder / "best" / f"step-{best['step']:08.0f}").iterdir(), key=lambda f: f.suffix == ".json"
+        ):
             part = folder / f".{file.name}.part"
             shutil.copyfile(file, part)
             part.replace(folder / file.name)
     else:
         _save(watch.reference, folder)
-    write_json(folder / "report.json", json.loads(json.dumps(report)))
+    write_json(folder / "report.json", report)
     if watch.broken_since is not None:
         warnings.warn(watch.words(), stacklevel=3)
 
@@ -300,12 +339,13 @@ def _result(
     start: Model, watch: Guard, folder: Path, finished: Callable[[nn.Module], Model], trainer: Trainer
 ) -> Model:
     if isinstance(start.encode, Spell | Words):
-        return load_model(folder)
+        return load_model(folder, next(iter(trainer.plain.parameters())).device)
     if json.loads((folder / "report.json").read_text(encoding="utf8"))["best"] is None:  # in every process
         return start
     from rewards.towers import read_weights
 
     model = finished(trainer.averages.first)
-    assert isinstance(model.flow, nn.Module)
-    model.flow.load_state_dict(read_weights(folder / "flow.safetensors"))
+    net, name = (model.noise.tuned, "noise") if isinstance(model.noise, TunedNoise) else (model.flow, "flow")
+    assert isinstance(net, nn.Module)
+    net.load_state_dict(read_weights(folder / f"{name}.safetensors"))
     return model

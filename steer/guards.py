@@ -4,6 +4,8 @@ On prompts that are not tuned on, with the same noise each time:
 
     reward      what is optimised
     held_out    a reward that is not (the judge of an embedded model, or the user's)
+    accepted    share of the pictures that the reward does not reject (-inf), where it rejects any; a fall by .1 breaks
+                the rule
     diversity   mean cosine distance of CLIP features between pictures of one prompt
     kl          of the memoryless path law from the reference's, in nats:
                 int E|b - b_ref|^2 / eta dt = 1/2 int E|D - D_ref|^2 dSNR, SNR = (beta / alpha)^2 up to `LARGEST`
@@ -75,6 +77,8 @@ class Rule:
                 out.append("the held-out reward fell")
         if now["diversity"] < (1 - self.diversity_fall) * before["diversity"]:
             out.append("diversity fell")
+        if now.get("accepted", 1.0) < before.get("accepted", 1.0) - 0.1:
+            out.append("more pictures are rejected")
         if now["kl"] > self.kl_most:
             out.append(f"KL is above {self.kl_most:g}")
         return out
@@ -86,7 +90,7 @@ class Guard:
     of: a network in training -> the model with it, ready to sample.
     prompts, n, calls: what is drawn, n pictures a prompt with so many network calls.
     score, held_out: rewards of pictures; the second may be None.
-    save: called as save(model) where a measurement is the best so far.
+    save: called as save(model, step) where a measurement is the best so far.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class Guard:
         *,
         n: int = 8,
         calls: int = 4,
-        save: Callable[[Model], None] | None = None,
+        save: Callable[[Model, int], None] | None = None,
     ) -> None:
         self.of, self.reference, self.prompts, self.rule = of, reference, prompts, rule
         self.score, self.held_out, self.folder, self.save = score, held_out, Path(folder), save
@@ -124,13 +128,15 @@ class Guard:
         scored = zip(pictures, parts, strict=True)
         self.rewards = torch.cat([self.score(im, prompts[part]).float() for im, part in scored]).view(-1, self.n)
         out = {"reward": _mean(self.rewards), "diversity": _mean(_diversity(pictures, self.n))}
+        if not bool(self.rewards.isfinite().all()):
+            out["accepted"] = float(self.rewards.isfinite().double().mean())
         if self.held_out is not None:
             scored = zip(pictures, parts, strict=True)
             judged = torch.cat([self.held_out(im, prompts[part]).float() for im, part in scored]).view(-1, self.n)
             out["held_out"] = _mean(judged)
             if model is self.reference:
-                within = judged.std(1).mean() if self.n > 1 else judged.std()
-                out |= {"held_out_std": float(within), "held_out_error": float(within / judged.numel() ** 0.5)}
+                within = spread(judged)
+                out |= {"held_out_std": within, "held_out_error": within / judged.numel() ** 0.5}
         if model is self.reference:
             return out | {"kl": 0.0, "ess": 1.0}
         if model.noise is not None:
@@ -165,7 +171,7 @@ class Guard:
         now = {"step": float(step), **self.measure(model)}
         history[:] = [row for row in history if row["step"] < step] + [now]
         if self.best() == now and self.save is not None:
-            self.save(model)
+            self.save(model, step)
         return {f"guard/{key}": value for key, value in now.items() if key != "step"}
 
     @property
@@ -258,6 +264,12 @@ def _diversity(pictures: list[Tensor], n: int) -> Tensor:
     seen = torch.cat([clip.embed_images(im) for im in pictures]).unflatten(0, (-1, n))
     alike = (seen @ seen.mT).sum((1, 2)) - n
     return 1 - alike / (n * (n - 1)) if n > 1 else alike * 0
+
+
+def spread(r: Tensor) -> float:
+    """Mean over prompts of the standard deviation of rewards [p n], those of -inf left out."""
+    each = [row[row.isfinite()] for row in r]
+    return float(torch.stack([row.std() for row in each if len(row) > 1] or [r.new_zeros(())]).mean())
 
 
 def _mean(r: Tensor) -> float:

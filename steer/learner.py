@@ -44,7 +44,14 @@ class Own:
 
     def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond = None) -> Tensor:
         """v_{s,t}(x) [b *d]."""
-        return self.flow(x, s, t, None if cond is None else {k: c for k, c in cond.items() if k != "words"})
+        return self.flow(x, s, t, unread(self.flow, cond))
+
+
+def unread(flow: nn.Module, cond: Cond) -> Cond:
+    """Cond without what another network's `condition` has made of the words, where the words themselves are there."""
+    if cond is None or not hasattr(flow, "condition") or len(cond.keys() & {"ids", "tokens"}) == 0:
+        return cond
+    return {key: c for key, c in cond.items() if key != "words"}
 
 
 def needs_weight(objective: object) -> bool:

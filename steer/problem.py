@@ -56,13 +56,14 @@ class Scores:
         start = time.perf_counter()
         m = x1.shape[1]
         flat, prompts = x1.flatten(0, 1), [q for q in self.prompts for _ in range(m)]
-        if where is None:
-            r = self._of(flat, prompts)
-        else:
-            rows = where.flatten().nonzero()[:, 0]
-            r = flat.new_full((len(flat),), -math.inf)
-            if len(rows):
-                r = r.index_put((rows,), self._of(flat[rows], [prompts[i] for i in rows.tolist()]))
+        with torch.autocast(x1.device.type, enabled=False):  # pictures and scores are what they are, also in training
+            if where is None:
+                r = self._of(flat, prompts)
+            else:
+                rows = where.flatten().nonzero()[:, 0]
+                r = flat.new_full((len(flat),), -math.inf)
+                if len(rows):
+                    r = r.index_put((rows,), self._of(flat[rows], [prompts[i] for i in rows.tolist()]))
         self.seconds += time.perf_counter() - start
         r = r.view(x1.shape[:2])
         return r if self.scale is None else r / self.scale

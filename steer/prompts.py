@@ -1,5 +1,6 @@
 """Where the prompts of fine-tuning come from: a list, a file, or a function that draws them."""
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +59,12 @@ class Prompts:
         self.held_out = order[: min(self.MOST, max(1, len(order) // 10))]
         kept = set(self.held_out)
         self.pool = [q for q in self.pool if q not in kept]
+
+    @property
+    def digest(self) -> str:
+        """What tells these prompts from others."""
+        text = "\n".join([*self.pool, "held out", *self.held_out])
+        return hashlib.sha256(text.encode("utf8", "surrogatepass")).hexdigest()[:16]
 
     def round(self, number: int, count: int) -> list[str]:
         """`count` prompts for a round: the next ones of the list, none again before all have been; or newly drawn.

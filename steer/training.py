@@ -119,6 +119,11 @@ class Trainer:
         self.save, self.judge, self.progress, self.more_facts = save, judge, progress, facts or {}
         self.accelerator = make_accelerator(settings.precision, settings.tracker, self.folder)
         self.world, self.device = self.accelerator.num_processes, self.accelerator.device
+        if self.made and "FSDP" in str(self.accelerator.distributed_type):
+            raise ValueError(
+                "fine-tuning draws samples with the weights as they are, which FSDP spreads over processes; launch "
+                "with DDP (multi-GPU), where adapters (rank=) keep memory low"
+            )
         parts = self.world * settings.accumulate
         if settings.batch % parts:
             raise ValueError(
@@ -291,7 +296,7 @@ class Trainer:
             "settings": described(self.settings),
             "objective": described(self.objective),
             "rows": len(self.data),
-            **({} if self.made else {"some_rows": some_rows(self.data(first)[0])}),
+            **({} if self.made and self.made.totals else {"some_rows": some_rows(self.data(first)[0])}),
             **self.more_facts,
         }
 

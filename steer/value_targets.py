@@ -76,7 +76,7 @@ class Adjoints:
             "point": torch.stack([points[k] for k in chosen], 2),
             "time": time,
             "shift": torch.stack([shift[k] for k in chosen], 2),
-            "weight": _adjoint_weight(actor.path, time),
+            "weight": _adjoint_weight(actor.path, time) * r.detach().isfinite().to(time)[:, :, None],
             "reward": r.detach()[:, :, None].expand_as(time),
         }
         x1 = end.detach()[:, :, None].expand(*time.shape, *x0.shape[2:])
@@ -177,7 +177,7 @@ class PosteriorDraws(Each):
         else:
             gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
             off = z - denoise(run.flow, path, x, t)
-            shift = gap / path.alpha(t) * (_beside(w, off) * off).mean(0)
+            shift = (t < SETTLED) * gap / path.alpha(t) * (_beside(w, off) * off).mean(0)
         uniform = rand_like(torch.empty_like(log_w.movedim(0, 1)), run.rng).movedim(1, 0).clamp_min(1e-12)
         place = (log_w - (-uniform.log()).log()).argmax(0, keepdim=True)  # a draw in proportion to w (Gumbel)
         chosen = z.gather(0, _beside(place, z).expand(1, *z.shape[1:]))[0]
@@ -206,6 +206,7 @@ class Looked(NamedTuple):
 
 
 EARLIEST, LATEST = 0.002, 0.998  # times of points: at 0 nothing is seen, at 1 nothing is left to draw
+SETTLED = 0.95  # from here on the tilt moves nothing, while what draws and denoiser differ by is divided by 1 - t
 
 
 def _adjoint_weight(path: Interpolant, t: Tensor) -> Tensor:

@@ -273,7 +273,10 @@ def test_finetune_as_a_user_runs_it(
         (["rankk=1"], "setting='rankk' is unknown; known: .*did you mean 'rank'"),
         (["prompts=none.txt"], "prompts='none.txt' is no file"),
         (["guard.patience=-1"], "guard.patience must be at least 0, got -1"),
-        (["objective=draft", "reward=jpeg-size"], "draft needs a differentiable reward; take objective=nft or grpo"),
+        (
+            ["objective=draft", "reward=jpeg-size"],
+            "objective=DirectGradient needs a differentiable reward, .jpeg-size. is not; take nft",
+        ),
     ],
 )
 def test_bad_input_of_finetune(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,12 +308,12 @@ def test_all_that_finetune_takes_has_a_key() -> None:
     config = cli._compose("finetune", [])
     given = {key: p.default for key, p in inspect.signature(finetune).parameters.items() if key != "settings"}
     loop = vars(Settings(**DEFAULTS)) | {"steps": given["steps"]}
-    assert set(config) - {"experiment"} == (set(given) | set(loop)) - {"sample_every"}
+    assert set(config) == (set(given) | set(loop)) - {"sample_every", "drop"}  # a prompt is always told
     plain = {key: cli._to_plain(config[key]) for key in config}
     known = {**loop, **given} | {"betas": [0.9, 0.99], "ema": [0.5]}
     assert instantiate(config.objective) == build("tuning", given["objective"])
     assert Rule(**plain["guard"]) == Rule()
-    taken = {"model", "reward", "objective", "guard", "rounds", "experiment"}
+    taken = {"model", "reward", "objective", "guard", "rounds"}
     assert {key: plain[key] for key in set(plain) - taken} == {key: known[key] for key in set(plain) - taken}
 
 

@@ -276,9 +276,9 @@ def test_as_many_rows_come_as_are_told(way: Any, n: int, mixture: GaussianMixtur
 def test_a_prompt_has_the_same_rows_in_any_company(way: Any, mixture: GaussianMixture) -> None:  # noqa: ANN401
     who = actor(mixture)
     both, alone = gathered(way, who, 6, (3, 4)), gathered(way, who, 6, (4,))
-    assert torch.allclose(both.x1[1], alone.x1[0], atol=1e-6)
+    assert torch.allclose(both.x1[1], alone.x1[0], atol=1e-4)  # the exact map is integrated to a tolerance
     assert both.more.keys() == alone.more.keys()
-    assert all(torch.allclose(both.more[name][1], alone.more[name][0], atol=1e-5) for name in alone.more)
+    assert all(torch.allclose(both.more[name][1], alone.more[name][0], atol=1e-4) for name in alone.more)
     assert not torch.allclose(both.x1[0], both.x1[1])
     assert both.calls[1] == alone.calls[0]
 

@@ -336,7 +336,7 @@ def test_a_model_of_ones_own(rank: int, tmp_path: Path) -> None:
         ({"guard_pictures": 1}, "guard_pictures must be at least 2, got 1"),
         ({"calls": 0}, "calls must be at least 1, got 0"),
         ({"guard": {"kl_most": -1}}, "guard.kl_most must be at least 0, got -1"),
-        ({"rounds": {"group": 0}}, "group must be at least 1, got 0"),
+        ({"rounds": {"group": 0}}, "rounds.group must be a whole number, at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"rank": -1}, "rank must be at least 1, got -1"),
         ({"rank": 0, "objective": "noise"}, "rank=0: a noise network is made of adapters"),

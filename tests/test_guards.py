@@ -267,7 +267,7 @@ def test_judging_again_forgets_what_came_later(history: History, tmp_path: Path)
 def test_only_the_best_is_saved(history: History, tmp_path: Path) -> None:
     watch, saved = history(), []
     scales = iter([1.0, 0.5, 2.0, 40.0])  # the last is beyond the bound
-    watch.of, watch.save = lambda flow: law(next(scales) * M), saved.append
+    watch.of, watch.save = lambda flow: law(next(scales) * M), lambda model, step: saved.append(model)
     watch.before["reward"] = float(guard(tmp_path).before["reward"])
     watch.before.pop("held_out")
     for step in (10, 20, 30, 40):

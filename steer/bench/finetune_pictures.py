@@ -30,7 +30,7 @@ KINDS = ("single", "colour", "count")
 SEED = 5
 LONG, SHORT = 61_440, 15_360  # sampled pictures of the long run, and of each of the others
 ROUND = 1024
-OBJECTIVES = {"nft": 3e-4, "grpo": 3e-4, "best_of_n": 3e-4, "weighted": 3e-4}  # their learning rates
+OBJECTIVES = {"nft": 2e-4, "grpo": 3e-4, "best_of_n": 3e-4, "weighted": 3e-4}  # their learning rates
 EMOJI = {"nft": {"steps": 120, "lr": 1e-4}, "draft": {"steps": 40, "lr": 1e-4}}
 
 
@@ -42,7 +42,7 @@ def split() -> tuple[list[str], list[str]]:
         dice.shuffle(some)
         cut = 0 if kind == "single" else len(some) // 5
         held += some[:cut]
-        tuned += [s for s in some[cut:] for _ in range(104 // max(1, len(some)))]
+        tuned += [s for s in some[cut:] for _ in range(max(1, round(108 / len(some))))]
     return [caption(s) for s in tuned], [caption(s) for s in held]
 
 

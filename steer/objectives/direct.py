@@ -71,8 +71,7 @@ class DirectGradient:
 
     def _draft(self, model: Student, batch: Batch, rng: Rng) -> list["Move"]:
         first = 0 if self.last is None else self.steps - self.last
-        with torch.no_grad():
-            x = self._chain(model, batch)[first] if first else batch.x1
+        x = self._chain(model, batch, first)[-1]
         moves = []
         for k in range(first, self.steps):
             moves.append(self._move(model, batch, x, k / self.steps, (k + 1) / self.steps))
@@ -81,24 +80,24 @@ class DirectGradient:
 
     @torch.no_grad()
     def _renoised(self, model: Student, batch: Batch, rng: Rng) -> list["Move"]:
-        x1 = self._chain(model, batch)[-1]
+        x1 = self._chain(model, batch, self.steps)[-1]
         s = 1 - 1 / self.steps if self.steps > 1 else 0.5
         x = torch.cat([interpolate(model.path, randn_like(x1, rng), x1, s) for _ in range(self.draws)])
         with torch.enable_grad():
             return [self._move(model, batch, x, s, 1.0)]
 
     def _late(self, model: Student, batch: Batch, rng: Rng) -> list["Move"]:
-        points = torch.stack(self._chain(model, batch)[:-1])
+        points = torch.stack(self._chain(model, batch, self.steps - 1))
         early = self.steps // 2
         k = early + (rand_like(batch.x1.new_empty(len(batch)), rng) * (self.steps - early)).long()
         rows = torch.arange(len(batch), device=k.device)
         return [self._move(model, batch, points[k, rows], k / self.steps, 1.0)]
 
     @torch.no_grad()
-    def _chain(self, model: Student, batch: Batch) -> list[Tensor]:
-        """The points of a sample, from noise to its end."""
+    def _chain(self, model: Student, batch: Batch, moves: int) -> list[Tensor]:
+        """The points of a sample, from noise through its first moves."""
         points = [batch.x1]
-        for k in range(self.steps):
+        for k in range(moves):
             points.append(jump(model.flow, points[-1], k / self.steps, (k + 1) / self.steps, batch.cond))
         return points
 
@@ -110,7 +109,7 @@ class DirectGradient:
         away = v.new_zeros(())
         if self.penalty:
             assert model.reference is not None
-            with torch.no_grad():
+            with torch.set_grad_enabled(x.requires_grad):  # the points are the tuned map's own
                 plain = model.reference(x, s, t, cond).to(v)
             away = ((t - s) * row_mean((v - plain).square())).mean()
         return Move(x + like(t - s, x) * v, away)

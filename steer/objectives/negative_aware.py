@@ -5,7 +5,8 @@
 
 x1(v) is the data that a velocity predicts at x_t = alpha x0 + beta x1. The gradient vanishes where
 ``v = v_old + E[(2 share - 1) (dI/dt - v_old) | x_t] / beta``: towards the good, away from the bad. Any solver may have
-made the samples, and no chance of a move is computed.
+made the samples, and no chance of a move is computed. (The published code also scales the first two terms by the clip
+over beta.)
 
 The map's form (MeanFlowNFT) puts ``V_{s,t} = v_{s,t} - (t - s) d/ds v_old,s,t`` in the place of v, the velocity that a
 jump from s to t stands for; the derivative goes along the path, by central differences.
@@ -43,7 +44,7 @@ class NegativeAware:
 
     beta: float = 1.0
     clip: float = 2.5
-    kl: float = 0.002
+    kl: float = 0.01
     jumps: Literal["follow", "mean_flow"] = "follow"
     share: float = 0.5
     eps: float = 0.005

@@ -1,13 +1,14 @@
 """GRPO: a noisy chain of jumps as a policy, its moves as actions, advantages within the samples of a prompt.
 
     ratio_k = N(x_{k+1}; m_theta(x_k), std_k^2 I) / N(x_{k+1}; m_old(x_k), std_k^2 I)
-    loss = - E_k min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl E_k |m_theta - m_ref|^2 / (2 std_k^2)
+    loss = d (- E_k min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl E_k |m_theta - m_ref|^2 / (2 d std_k^2))
 
 The kernels are those of `steer.moves`: jump beyond the next time and renoise, or jump to the end and renoise. So the
 jumps themselves are what learns, at any number of steps. The last move has no noise, hence no ratio.
 
 Source: "DeepSeekMath" (arXiv:2402.03300), for flows "Flow-GRPO" (arXiv:2505.05470) and "DanceGRPO" (arXiv:2505.07818),
-whose Euler-Maruyama steps are exact kernels here. As there, ratios are per number of a sample: of the mean log-density.
+whose Euler-Maruyama steps are exact kernels here. As there, ratios are per number of a sample, of which there are d: of
+the mean log-density.
 """
 
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class PolicyGradient:
                 with torch.no_grad():
                     plain = self.collector.kernel(model.reference, model.path, x, k, batch.cond)
                 away = away + ((kernel.mean - plain.mean) / kernel.std).square().flatten(1).mean(1).mean() / 2
-        loss = -torch.stack(gains).mean() * size + self.kl * away / len(gains)
+        loss = size * (self.kl * away / len(gains) - torch.stack(gains).mean())
         told: dict[str, Tensor] = {"clipped": torch.stack(clipped).mean()}
         told |= {"away": away.detach() / len(gains)} if self.kl else {}
         return with_jumps(loss, told, self.jumps, model, batch, rng)

@@ -44,7 +44,8 @@ def with_jumps(loss: Tensor, told: dict[str, Tensor], share: float, model: Stude
         return loss, told
     rows = draw_rows(model.path, batch, *PAIRS(batch.x1, rng)[:2], rng)
     error = progressive(model, rows, torch.full_like(rows.s, 0.5))
-    error = squared(model, step(model.path, rows.x, rows.s).clamp_min(LEAST) * error).mean()
+    kept = batch.more["weight"] > 0 if "weight" in batch.more else torch.ones(len(batch), device=rows.x.device)
+    error = (kept * squared(model, step(model.path, rows.x, rows.s).clamp_min(LEAST) * error)).mean()
     return loss + share * error, told | {"jumps": error.detach()}
 
 

@@ -13,6 +13,8 @@ distillation, "RAFT" (arXiv:2304.06767).
 
 from dataclasses import dataclass, field
 
+import torch
+
 from steer.collecting import Steered
 from steer.draws import Rng, rand_like
 from steer.flow_map import velocity
@@ -42,5 +44,6 @@ class Weighted:
         t = rand_like(batch.x1.new_empty(len(batch)), rng)
         rows = draw_rows(model.path, batch, t, t, rng)
         unit = step(model.path, rows.x, t).clamp_min(LEAST)
-        loss = squared(model, unit * (velocity(model.flow, rows.x, t, rows.cond) - rows.slope)).mean()
+        weight = batch.more.get("weight", torch.ones_like(t))
+        loss = (weight * squared(model, unit * (velocity(model.flow, rows.x, t, rows.cond) - rows.slope))).mean()
         return with_jumps(loss, {"diagonal": loss.detach()}, self.jumps, model, batch, rng)
