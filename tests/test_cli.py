@@ -152,7 +152,7 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "method=guidance", "reward=jpeg-size"], "follows the reward's gradient"),
         (
             ["bench", "exakt"],
-            "bench='exakt' is unknown; known: exact, embedded, values, compositional, overhead, training; "
+            "bench='exakt' is unknown; known: exact, embedded, values, compositional, overhead, training, finetune; "
             "did you mean 'exact'",
         ),
         (["list", "all"], "takes no settings"),

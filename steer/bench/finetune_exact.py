@@ -23,7 +23,6 @@ from steer.collecting import jumps
 from steer.experience import Experience, Rounds
 from steer.flow_map import Cond, FlowMap, velocity
 from steer.interpolants import Linear
-from steer.methods import SMC
 from steer.metrics import sliced_w1
 from steer.models.noise import TunedNoise
 from steer.objectives import NoiseNetwork, Student, TrajectoryDistillation, Tuning
@@ -132,7 +131,7 @@ def tune(
 
 
 def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
-    """An objective as it is run here: 1,500 steps for those that claim a law, 30 short rounds for the others."""
+    """An objective as it is run here: 1,500 or 2,500 steps for those that claim a law, 30 short rounds for others."""
     goal = build("tuning", name)
     loop = {"lr": 1e-3, "drop": 0.0, "tracker": None, "save_every": 10**6, "log_every": 10**6}
     steps = 40 if fast else 1500
@@ -140,12 +139,14 @@ def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
         settings = Settings(steps=24 if fast else 120, batch=256, ema=(0.9,), **loop | {"lr": 5e-4})
         return goal, settings, Rounds(1, 512, 4, 1, 4096)
     rounds = Rounds(1, 512, 4, 1, 4096) if name == "adjoint" else Rounds(1, 4096, 16, 4, 4096)
-    if name == "weighted" and task.problem.name != "mild ring":  # weights of plain samples would leave too few
-        goal = replace(goal, collector=replace(goal.collector, method=SMC(steps=16)))
+    if name == "weighted" and task.problem.name == "hard ring":  # weights of plain samples would leave too few
+        goal = replace(goal, collector=replace(goal.collector, method=build("method", "noise_smc")))
     if name in ("tilt", "tilt_gradient"):
         goal = replace(goal, collector=replace(goal.collector, times=16))
         rounds = replace(rounds, group=2048)
-    return goal, Settings(steps=steps, batch=512, ema=(0.995,), **loop | {"lr": 2e-3}), rounds
+    slower = name == "weighted" and not fast
+    more = {"steps": 2500, "lr": 1e-3, "ema": (0.998,)} if slower else {"steps": steps, "lr": 2e-3, "ema": (0.995,)}
+    return goal, Settings(batch=512, **loop | more), rounds
 
 
 def rows(fast: bool = False, which: Sequence[str] = ()) -> list[Row]:

@@ -57,7 +57,7 @@ def shapes(objective: str, pictures: int, folder: Path, lr: float) -> Model:
             "shapes", ShapesVerifier(whole=0.5), tuned, held_out_prompts=held, objective=objective, steps=steps,
             rounds=rounds, guard={"patience": 0}, guard_every=max(1, steps // 6), lr=lr, schedule="cosine", ema=(0.0,),
             average_every=rounds["updates"], precision="bf16", save_every=60, log_every=12, out=folder,
-            progress=False,
+            progress=False, adapt_words=False,
         )  # fmt: skip
 
 
