@@ -108,9 +108,9 @@ class Reference:
 def merged(net: nn.Module) -> nn.Module:
     """A copy of the network with each adapter added to its layer's weights: a plain network again."""
     net = copy.deepcopy(net)
-    for name, module in list(net.named_modules()):
-        if hasattr(module, "get_base_layer"):
-            parent: Any = net.get_submodule(name.rpartition(".")[0])
-            module.merge()
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    found: list[tuple[str, Any]] = [(name, m) for name, m in net.named_modules() if hasattr(m, "get_base_layer")]
+    for name, layer in found:
+        parent: Any = net.get_submodule(name.rpartition(".")[0])
+        layer.merge()
+        setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
     return net.requires_grad_(False)

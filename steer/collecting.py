@@ -15,7 +15,7 @@ from torch import Tensor
 from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap, jump
 from steer.interpolants import Interpolant, Linear
-from steer.methods import BestOfN, Method
+from steer.methods import BestOfN
 from steer.moves import Kernel, restart_kernel, sde_kernel
 from steer.particles import Reward, gather
 from steer.resampling import systematic
@@ -195,7 +195,7 @@ class Steered:
     best: None resamples; k takes the k of highest reward.
     """
 
-    method: Method = field(default_factory=lambda: BestOfN(steps=4))
+    method: Any = field(default_factory=lambda: BestOfN(steps=4))
     source: Source = "reference"
     best: int | None = None
 

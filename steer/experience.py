@@ -168,9 +168,9 @@ class Experience:
         """Rows [p n ...] of some of a round's prompts."""
         some = [names[i] for i in which]
         raw = {key: c.to(device) for key, c in (self.encode(some) or {}).items()} or None
-        maps = [Told(net, described(net, raw)) for net in (flow, average)]
+        current, averaged = (Told(net, described(net, raw)) for net in (flow, average))
         reference = Told(self.reference, raw)
-        actor = Actor(*maps, reference, self.score(some), self.temperature, self.path)
+        actor = Actor(current, averaged, reference, self.score(some), self.temperature, self.path)
         rng = [_generator(self.seed, number, i, q) for i, q in zip(which, some, strict=True)]
         x0 = randn_like(torch.empty(len(some), self.rounds.group, *self.shape, device=device), rng)
         cond = {"prompt": torch.arange(len(some), device=device)}

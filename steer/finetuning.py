@@ -120,7 +120,8 @@ def finetune(
     rule = guard if isinstance(guard, Rule) else Rule(**(guard or {}))
     gathering = rounds if isinstance(rounds, Rounds) else Rounds(**(rounds or {}))
     _check_gradient(goal, score)
-    goal.collector and goal.collector.rows(gathering.group)
+    if goal.collector is not None:
+        goal.collector.rows(gathering.group)
     PartialState(cpu=place.type == "cpu")  # processes meet before the first file is written
     start = model if isinstance(model, Model) else load_model(model, place)
     source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
@@ -140,27 +141,11 @@ def finetune(
         assert isinstance(score, rewards.WeightedSum)
         watch.score = score = rewards.WeightedSum(score.rewards, tuple(measured["weights"]))
         watch.before = watch.measure(watch.reference)
-    assert isinstance(tuned.flow, nn.Module)
-    reference = Reference(tuned.flow)
-    data = _pairs(pairs, tuned) if pairs is not None else Experience(
-        source, lambda texts: raw(tuned, texts), goal.collector,
-        lambda texts: Scores(tuned, texts, score, Chunks()), start.shape, reference,
-        rounds=gathering, temperature=watch.temperature, path=start.path, seed=loop.seed,
-    )  # fmt: skip
-    student = Student(tuned.flow, start.path, reference=reference)
-    facts = {
-        "model": start.name,
-        "rank": rank,
-        "alpha": alpha,
-        "adapt_words": adapt_words,
-        "reward": rewards.name_of(score),
-        **measured,
-    }
-    facts |= {"rounds": {k: v for k, v in vars(gathering).items() if k != "chunk"}, "prompts": source.digest}
-    trainer = Trainer(
-        tuned.flow, goal, data, loop, folder, student=student, progress=progress, judge=watch, facts=facts,
-        save=lambda flow, to: _save(finished(flow), to),
-    )  # fmt: skip
+    facts = {"model": start.name, "rank": rank, "alpha": alpha, "adapt_words": adapt_words, **measured}
+    facts |= {"reward": rewards.name_of(score), "prompts": source.digest}
+    facts |= {"rounds": {k: v for k, v in vars(gathering).items() if k != "chunk"}}
+    data = _rows(pairs, tuned, goal, source, score, gathering, watch.temperature, loop.seed)
+    trainer = _trainer(tuned, goal, data, loop, folder, watch, facts, finished, progress)
     trainer.run()
     if trainer.main:
         _conclude(watch, folder, facts)
@@ -322,10 +307,45 @@ def _settled(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     return broadcast_object_list(told)[0] if state.num_processes > 1 else told[0]
 
 
-def _pairs(pairs: Any, model: Model) -> Any:  # noqa: ANN401
-    from steer.preferences import PairRows
+def _rows(
+    pairs: Any,  # noqa: ANN401
+    tuned: Model,
+    goal: Tuning,
+    source: Prompts,
+    score: rewards.Reward,
+    gathering: Rounds,
+    temperature: float,
+    seed: int,
+) -> Any:  # noqa: ANN401 (steer.training.Renewed)
+    """What is learned from: pairs that are given, or what the model makes."""
+    if pairs is not None:
+        from steer.preferences import PairRows
 
-    return PairRows.of(pairs, model, lambda texts: raw(model, texts))
+        return PairRows.of(pairs, tuned, lambda texts: raw(tuned, texts))
+    assert isinstance(tuned.flow, nn.Module) and goal.collector is not None
+    return Experience(
+        source, lambda texts: raw(tuned, texts), goal.collector, lambda texts: Scores(tuned, texts, score, Chunks()),
+        tuned.shape, Reference(tuned.flow), rounds=gathering, temperature=temperature, path=tuned.path, seed=seed,
+    )  # fmt: skip
+
+
+def _trainer(
+    tuned: Model,
+    goal: Tuning,
+    data: Any,  # noqa: ANN401
+    loop: Settings,
+    folder: Path,
+    watch: Guard,
+    facts: dict[str, Any],
+    finished: Callable[[nn.Module], Model],
+    progress: bool,
+) -> Trainer:
+    assert isinstance(tuned.flow, nn.Module)
+    student = Student(tuned.flow, tuned.path, reference=getattr(data, "reference", None) or Reference(tuned.flow))
+    return Trainer(
+        tuned.flow, goal, data, loop, folder, student=student, progress=progress, judge=watch, facts=facts,
+        save=lambda flow, to: _save(finished(flow), to),
+    )  # fmt: skip
 
 
 def _conclude(watch: Guard, folder: Path, facts: dict[str, Any]) -> None:

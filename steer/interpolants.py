@@ -208,7 +208,7 @@ def eta(path: Interpolant, t: T) -> T:
     ``b* = b + eta grad V`` is the velocity of the law tilted by the value V.
     """
     alpha, beta = path.alpha(t), path.beta(t)
-    return alpha * (alpha * path.dbeta(t) - path.dalpha(t) * beta) / beta  # pyright: ignore[reportReturnType]
+    return alpha * (alpha * path.dbeta(t) - path.dalpha(t) * beta) / beta
 
 
 def _share(ratio: float) -> float:

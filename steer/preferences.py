@@ -42,7 +42,8 @@ class PairRows:
         sizes = sorted({tuple(image.shape) for _, *both in pairs for image in both})
         if len(sizes) > 1:
             raise ValueError(f"pairs holds pictures of shapes {sizes}; give all of them the size of the model's own")
-        winners, losers = (torch.stack([pair[k] for pair in pairs]).float().to(place) for k in (1, 2))
+        winners = torch.stack([winner for _, winner, _ in pairs]).float().to(place)
+        losers = torch.stack([loser for _, _, loser in pairs]).float().to(place)
         self.x1, self.losers = encode(model, winners), encode(model, losers)
         if self.x1.shape[1:] != model.shape:
             raise ValueError(

@@ -37,6 +37,7 @@ def made(model: Model, goal: Tuning, rank: int, folder: Path, batch: int = 64) -
     """A trainer of the model with the reward `clip`, as `steer.finetune` makes it."""
     tuned = prepared(model, goal, rank)
     assert isinstance(tuned.flow, nn.Module)
+    assert goal.collector is not None
     score, reference = rewards.get("clip"), Reference(tuned.flow)
     data = Experience(
         Prompts(PROMPTS), lambda texts: raw(tuned, texts), goal.collector,

@@ -120,6 +120,7 @@ def tune(
 ) -> nn.Module:
     """A map of R^d after fine-tuning, with averaged weights; its files are thrown away unless a folder is given."""
     reference = Reference(flow)
+    assert objective.collector is not None
     data = Experience(
         Prompts(["points"]), lambda texts: None, objective.collector, lambda texts: reward, (d,), reference,
         rounds=rounds, temperature=temperature, seed=settings.seed,
@@ -133,11 +134,11 @@ def tune(
 def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
     """An objective as it is run here: 1,500 or 2,500 steps for those that claim a law, 30 short rounds for others."""
     goal = build("tuning", name)
-    loop = {"lr": 1e-3, "drop": 0.0, "tracker": None, "save_every": 10**6, "log_every": 10**6}
+    loop: dict[str, Any] = {"lr": 1e-3, "drop": 0.0, "tracker": None, "save_every": 10**6, "log_every": 10**6}
     steps = 40 if fast else 1500
     if name not in EXACT:
-        settings = Settings(steps=24 if fast else 120, batch=256, ema=(0.9,), **loop | {"lr": 5e-4})
-        return goal, settings, Rounds(1, 512, 4, 1, 4096)
+        short: dict[str, Any] = loop | {"lr": 5e-4, "steps": 24 if fast else 120}
+        return goal, Settings(batch=256, ema=(0.9,), **short), Rounds(1, 512, 4, 1, 4096)
     rounds = Rounds(1, 512, 4, 1, 4096) if name == "adjoint" else Rounds(1, 4096, 16, 4, 4096)
     if name == "weighted" and task.problem.name == "hard ring":  # weights of plain samples would leave too few
         goal = replace(goal, collector=replace(goal.collector, method=build("method", "noise_smc")))
@@ -145,7 +146,8 @@ def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
         goal = replace(goal, collector=replace(goal.collector, times=16))
         rounds = replace(rounds, group=2048)
     slower = name == "weighted" and not fast
-    more = {"steps": 2500, "lr": 1e-3, "ema": (0.998,)} if slower else {"steps": steps, "lr": 2e-3, "ema": (0.995,)}
+    more: dict[str, Any] = {"steps": steps, "lr": 2e-3, "ema": (0.995,)}
+    more |= {"steps": 2500, "lr": 1e-3, "ema": (0.998,)} if slower else {}
     return goal, Settings(batch=512, **loop | more), rounds
 
 
