@@ -57,7 +57,6 @@ def finetune(
     held_out_prompts: str | Path | Sequence[str] | None = None,
     rank: int = 32,
     alpha: float | None = None,
-    adapt_words: bool = True,
     normalise: bool = False,
     rounds: Rounds | Mapping[str, int] | None = None,
     guard: Rule | Mapping[str, Any] | None = None,
@@ -88,8 +87,6 @@ def finetune(
         held_out_prompts: texts or a file that the guard measures on; None takes some of `prompts` away for it.
         rank: of the adapters (LoRA); 0 tunes all weights.
         alpha: the adapters' scale times their rank, 2 rank by default.
-        adapt_words: whether layers that read the prompt get adapters, too; without them few prompts are less learned
-            by heart.
         normalise: divide each of several rewards by its standard deviation over a prompt's plain pictures, so that
             weights compare like with like.
         rounds: how much is gathered and how long it serves, see `steer.experience.Rounds`.
@@ -125,7 +122,7 @@ def finetune(
     PartialState(cpu=place.type == "cpu")  # processes meet before the first file is written
     start = model if isinstance(model, Model) else load_model(model, place)
     source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
-    tuned = prepared(start, goal, rank, alpha, loop.seed, adapt_words)
+    tuned = prepared(start, goal, rank, alpha, loop.seed)
     judge = judge_for(start, score, place) if held_out == "judge" else held_out and check_reward(held_out)
 
     def finished(flow: nn.Module) -> Model:
@@ -141,7 +138,7 @@ def finetune(
         assert isinstance(score, rewards.WeightedSum)
         watch.score = score = rewards.WeightedSum(score.rewards, tuple(measured["weights"]))
         watch.before = watch.measure(watch.reference)
-    facts = {"model": start.name, "rank": rank, "alpha": alpha, "adapt_words": adapt_words, **measured}
+    facts = {"model": start.name, "rank": rank, "alpha": alpha, **measured}
     facts |= {"reward": rewards.name_of(score), "prompts": source.digest}
     facts |= {"rounds": {k: v for k, v in vars(gathering).items() if k != "chunk"}}
     data = _rows(pairs, tuned, goal, source, score, gathering, watch.temperature, loop.seed)
@@ -207,9 +204,7 @@ def _prompts(model: Model) -> list[str]:
     raise ValueError(f"prompts=None, and model={model.name!r} has no captions of its own; give prompts=")
 
 
-def prepared(
-    model: Model, goal: Objective, rank: int, alpha: float | None = None, seed: int = 0, words: bool = True
-) -> Model:
+def prepared(model: Model, goal: Objective, rank: int, alpha: float | None = None, seed: int = 0) -> Model:
     """A copy of the model whose flow is ready to be trained."""
     if not isinstance(model.flow, nn.Module):
         raise ValueError(
@@ -228,7 +223,7 @@ def prepared(
     inner = base(flow)
     flow.requires_grad_(False)
     if rank:
-        adapt(inner, rank, alpha, seed=seed, words=words and not of_noise)
+        adapt(inner, rank, alpha, seed=seed, words=not of_noise)
     else:
         inner.requires_grad_(True)
     return replace(with_flow(model, flow), posterior=drawn)

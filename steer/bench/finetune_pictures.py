@@ -31,7 +31,7 @@ SEED = 5
 LONG, SHORT = 61_440, 15_360  # sampled pictures of the long run, and of each of the others
 ROUND = 1024
 OBJECTIVES = {"nft": 2e-4, "grpo": 3e-4, "best_of_n": 3e-4, "weighted": 3e-4}  # their learning rates
-EMOJI = {"nft": {"steps": 120, "lr": 1e-4}, "draft": {"steps": 40, "lr": 1e-4}}
+EMOJI = {"nft": {"steps": 120, "lr": 2e-4}, "draft": {"steps": 40, "lr": 2e-4, "batch": 128}}
 
 
 def split() -> tuple[list[str], list[str]]:
@@ -57,7 +57,7 @@ def shapes(objective: str, pictures: int, folder: Path, lr: float) -> Model:
             "shapes", ShapesVerifier(whole=0.5), tuned, held_out_prompts=held, objective=objective, steps=steps,
             rounds=rounds, guard={"patience": 0}, guard_every=max(1, steps // 6), lr=lr, schedule="cosine", ema=(0.0,),
             average_every=rounds["updates"], precision="bf16", save_every=60, log_every=12, out=folder,
-            progress=False, adapt_words=False,
+            progress=False,
         )  # fmt: skip
 
 
