@@ -18,7 +18,7 @@ from steer.flow_map import Cond, denoise, jump
 from steer.interpolants import Interpolant, eta, interpolate
 from steer.lookahead import LookAhead
 from steer.moves import renoise, sde_kernel
-from steer.particles import bounded, length, tempered
+from steer.particles import tempered
 from steer.posterior import Glass
 from steer.run import Run
 
@@ -96,7 +96,7 @@ class Adjoints:
                 (a,) = torch.autograd.grad(there, x, a)
             a = a / path.beta(after)  # less its factor beta(t)
             gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
-            found.append(tamed(-path.alpha(t) * gap * a))
+            found.append(-path.alpha(t) * gap * a)
             a = path.beta(t) * a
         return found[::-1]
 
@@ -173,7 +173,7 @@ class PosteriorDraws(Each):
         if self.gradient:
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad((w * r.masked_fill(r == -math.inf, 0.0)).mean(0).sum(), x)
-            shift = tamed(eta(path, t) * slope)
+            shift = eta(path, t) * slope
         else:
             gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
             off = z - denoise(run.flow, path, x, t)
@@ -207,15 +207,6 @@ class Looked(NamedTuple):
 
 EARLIEST, LATEST = 0.002, 0.998  # times of points: at 0 nothing is seen, at 1 nothing is left to draw
 SETTLED = 0.95  # from here on the tilt moves nothing, while what draws and denoiser differ by is divided by 1 - t
-
-
-def tamed(shift: Tensor, most: float = 20.0) -> Tensor:
-    """Shifts [p m *d] of at most `most` times the median length of their prompt at that time.
-
-    Between modes a few Jacobians are huge, and squared errors see nothing else; what is cut off is a bias.
-    """
-    size = length(shift)
-    return bounded(shift, most * size.flatten(1).median(1).values.view(-1, *[1] * (shift.ndim - 1)))
 
 
 def _adjoint_weight(path: Interpolant, t: Tensor) -> Tensor:
