@@ -26,6 +26,7 @@ from steer.interpolants import Linear
 from steer.metrics import sliced_w1
 from steer.models.noise import TunedNoise
 from steer.objectives import NoiseNetwork, Student, TrajectoryDistillation, Tuning
+from steer.posterior import Glass
 from steer.prompts import Prompts
 from steer.settings import build
 from steer.training import Settings, Trainer
@@ -132,7 +133,7 @@ def tune(
 
 
 def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
-    """An objective as it is run here: 1,500 or 2,500 steps for those that claim a law, 30 short rounds for others."""
+    """An objective as it is run here: 1,500 to 3,000 steps for those that claim a law, 30 short rounds for others."""
     goal = build("tuning", name)
     loop: dict[str, Any] = {"lr": 1e-3, "drop": 0.0, "tracker": None, "save_every": 10**6, "log_every": 10**6}
     steps = 40 if fast else 1500
@@ -145,9 +146,12 @@ def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
     if name in ("tilt", "tilt_gradient"):
         goal = replace(goal, collector=replace(goal.collector, times=16))
         rounds = replace(rounds, group=2048)
-    slower = name == "weighted" and not fast
     more: dict[str, Any] = {"steps": steps, "lr": 2e-3, "ema": (0.995,)}
-    more |= {"steps": 2500, "lr": 1e-3, "ema": (0.998,)} if slower else {}
+    if name == "weighted" and not fast:
+        more = {"steps": 2500, "lr": 1e-3, "ema": (0.998,)}
+    if name == "tilt" and task.law.means.shape[1] == 2 and not fast:
+        more |= {"steps": 3000, "ema": (0.998,)}
+        goal = replace(goal, collector=replace(goal.collector, lookahead=Glass(k=8)))
     return goal, Settings(batch=512, **loop | more), rounds
 
 
