@@ -102,23 +102,24 @@ class Experience:
 
     def __call__(self, index: Sequence[int]) -> tuple[Tensor, Cond]:
         """x1 and cond of rows; as long as there are fewer rounds than are kept, their rows come more often."""
-        x1 = torch.stack([self.kept[k]["x1"][i] for k, i in self._places(index)])
-        numbers = [(k, i // (self.each // self.rounds.prompts)) for k, i in self._places(index)]
-        first = self.kept[0]["cond"]
-        cond = {key: torch.stack([self.kept[k]["cond"][key][j] for k, j in numbers]) for key in first}
-        return x1, cond or None
+        rows = self._rows(index)
+        of = rows // (self.each // self.rounds.prompts)
+        cond = {key: self._all("cond", key)[of] for key in self.kept[0]["cond"]}
+        return self._all("x1")[rows], cond or None
 
     def more(self, index: Sequence[int]) -> dict[str, Tensor]:
         """What else is known of rows, and "prompt", the number of each row's prompt for `reward`."""
-        places = self._places(index)
-        names = self.kept[0]["more"]
-        found = {name: torch.stack([self.kept[k]["more"][name][i] for k, i in places]) for name in names}
-        each = self.each // self.rounds.prompts
-        numbers = [k * self.rounds.prompts + i // each for k, i in places]
-        return found | {"prompt": torch.tensor(numbers, device=self.kept[0]["x1"].device)}
+        rows = self._rows(index)
+        found = {name: self._all("more", name)[rows] for name in self.kept[0]["more"]}
+        return found | {"prompt": rows // (self.each // self.rounds.prompts)}
 
-    def _places(self, index: Sequence[int]) -> list[tuple[int, int]]:
-        return [divmod(i % (self.each * len(self.kept)), self.each) for i in index]
+    def _rows(self, index: Sequence[int]) -> Tensor:
+        return torch.as_tensor(index, device=self.kept[0]["x1"].device) % (self.each * len(self.kept))
+
+    def _all(self, part: str, name: str | None = None) -> Tensor:
+        """A tensor of all rounds that are kept."""
+        found = [kept[part] if name is None else kept[part][name] for kept in self.kept]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def reward(self, x1: Tensor, prompt: Tensor) -> Tensor:
         """The reward over the temperature [b] of samples x1 [b *d] of prompts by their numbers [b]."""

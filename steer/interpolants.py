@@ -202,13 +202,17 @@ def posterior_variance(path: Interpolant, t: float, data_std: float) -> float:
     return (data_std * alpha) ** 2 / (alpha**2 + (beta * data_std) ** 2)
 
 
+def delta(path: Interpolant, t: T) -> T:
+    """``alpha dbeta - dalpha beta``; 1 on the linear path."""
+    return path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
+
+
 def eta(path: Interpolant, t: T) -> T:
     """``alpha (alpha dbeta - dalpha beta) / beta``: half the squared noise of the memoryless SDE; infinite at t = 0.
 
     ``b* = b + eta grad V`` is the velocity of the law tilted by the value V.
     """
-    alpha, beta = path.alpha(t), path.beta(t)
-    return alpha * (alpha * path.dbeta(t) - path.dalpha(t) * beta) / beta
+    return path.alpha(t) * delta(path, t) / path.beta(t)
 
 
 def _share(ratio: float) -> float:
@@ -216,7 +220,7 @@ def _share(ratio: float) -> float:
 
 
 def _delta(path: Interpolant, x: Tensor, t: Time) -> Tensor:
-    return like(path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t), x)
+    return like(delta(path, t), x)
 
 
 def _sin(t: T) -> T:

@@ -15,7 +15,7 @@ from torch import Tensor
 from steer.collecting import Actor, Collected, Each, Source, jumps
 from steer.draws import Rng, rand_like, randn_like
 from steer.flow_map import Cond, denoise, jump
-from steer.interpolants import Interpolant, eta, interpolate
+from steer.interpolants import Interpolant, delta, eta, interpolate
 from steer.lookahead import LookAhead
 from steer.moves import renoise, sde_kernel
 from steer.particles import tempered
@@ -95,8 +95,7 @@ class Adjoints:
                 (a,) = torch.autograd.grad(there, x, a, retain_graph=True)
                 (a,) = torch.autograd.grad(there, x, a)
             a = a / path.beta(after)  # less its factor beta(t)
-            gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
-            found.append(-path.alpha(t) * gap * a)
+            found.append(-path.alpha(t) * delta(path, t) * a)
             a = path.beta(t) * a
         return found[::-1]
 
@@ -175,9 +174,8 @@ class PosteriorDraws(Each):
                 (slope,) = torch.autograd.grad((w * r.masked_fill(r == -math.inf, 0.0)).mean(0).sum(), x)
             shift = eta(path, t) * slope
         else:
-            gap = path.alpha(t) * path.dbeta(t) - path.dalpha(t) * path.beta(t)
             off = z - denoise(run.flow, path, x, t)
-            shift = (t < SETTLED) * gap / path.alpha(t) * (_beside(w, off) * off).mean(0)
+            shift = (t < SETTLED) * delta(path, t) / path.alpha(t) * (_beside(w, off) * off).mean(0)
         uniform = rand_like(torch.empty_like(log_w.movedim(0, 1)), run.rng).movedim(1, 0).clamp_min(1e-12)
         place = (log_w - (-uniform.log()).log()).argmax(0, keepdim=True)  # a draw in proportion to w (Gumbel)
         chosen = z.gather(0, _beside(place, z).expand(1, *z.shape[1:]))[0]
@@ -211,9 +209,7 @@ SETTLED = 0.95  # from here on the tilt moves nothing, while what draws and deno
 
 def _adjoint_weight(path: Interpolant, t: Tensor) -> Tensor:
     """``1 / (eta unit^2)``, unit = alpha / Delta, in [0.05, 4]."""
-    alpha, beta = path.alpha(t), path.beta(t)
-    gap = alpha * path.dbeta(t) - path.dalpha(t) * beta
-    return (beta * gap / alpha.clamp_min(1e-3) ** 3).clamp(0.05, 4.0)
+    return (path.beta(t) * delta(path, t) / path.alpha(t).clamp_min(1e-3) ** 3).clamp(0.05, 4.0)
 
 
 def _beside(w: Tensor, x: Tensor) -> Tensor:

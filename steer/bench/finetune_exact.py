@@ -152,6 +152,10 @@ def plan(name: str, task: Task, fast: bool) -> tuple[Tuning, Settings, Rounds]:
     if name == "tilt" and task.law.means.shape[1] == 2 and not fast:
         more |= {"steps": 3000, "ema": (0.998,)}
         goal = replace(goal, collector=replace(goal.collector, lookahead=Glass(k=8)))
+    if name == "tilt_gradient" and task.law.means.shape[1] == 2 and not fast:
+        more |= {"steps": 2000, "lr": 1e-3}
+        goal = replace(goal, collector=replace(goal.collector, lookahead=Glass(k=8)))
+        rounds = Rounds(1, 4096, 8, 8, 4096)
     return goal, Settings(batch=512, **loop | more), rounds
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steer.collecting import Collector
 from steer.draws import Rng
-from steer.interpolants import Interpolant, Time, like
+from steer.interpolants import Interpolant, Time, delta, like
 from steer.objectives.base import Batch, Loss, Student, draw_rows, squared
 from steer.objectives.self_distillation import progressive
 from steer.objectives.times import Times
@@ -55,11 +55,7 @@ LEAST = 0.05  # errors of a velocity count at least so much, in units of data
 
 def step(path: Interpolant, x: Tensor, s: Time) -> Tensor:
     """``alpha / Delta``, what a difference of velocities at time s is in units of data; 1 - s on the linear path."""
-    return like(path.alpha(s), x) / _delta(path, x, s)
-
-
-def _delta(path: Interpolant, x: Tensor, s: Time) -> Tensor:
-    return like(path.alpha(s) * path.dbeta(s) - path.dalpha(s) * path.beta(s), x)
+    return like(path.alpha(s) / delta(path, s), x)
 
 
 def row_mean(x: Tensor) -> Tensor:
