@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rewards.towers import mend_torchvision
 from steer.flow_map import Cond
 from steer.interpolants import Time
-from steer.learner import unread
+from steer.learner import seeded, unread
 
 WORDS = ("tokens", "pool", "words")  # the modules of a native network that read the prompt
 
@@ -58,8 +58,7 @@ def adapt(net: nn.Module, rank: int, alpha: float | None = None, *, seed: int = 
     whole = "|".join(map(re.escape, names))  # a list would be taken for endings of names
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=whole)
     net.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")):
         peft.inject_adapter_in_model(config, net)
     return net
 

@@ -1,6 +1,5 @@
 """Rows that a model makes for itself: the training data of fine-tuning, renewed as it learns."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant, Linear, Time
 from steer.learner import described
 from steer.particles import Reward
+from steer.problem import generator_of
 from steer.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -172,10 +172,10 @@ class Experience:
         current, averaged = (Told(net, described(net, raw)) for net in (flow, average))
         reference = Told(self.reference, raw)
         actor = Actor(current, averaged, reference, self.score(some), self.temperature, self.path)
-        rng = [_generator(self.seed, number, i, q) for i, q in zip(which, some, strict=True)]
+        rng = [generator_of(f"{self.seed}:{number}:{i}:{q}") for i, q in zip(which, some, strict=True)]
         x0 = randn_like(torch.empty(len(some), self.rounds.group, *self.shape, device=device), rng)
         cond = {"prompt": torch.arange(len(some), device=device)}
-        out = self.collector(actor, x0, cond, rng=rng, shared=_generator(self.seed, number, -1, ""))
+        out = self.collector(actor, x0, cond, rng=rng, shared=generator_of(f"{self.seed}:{number}:-1:"))
         return out.x1.float(), {key: v.float() for key, v in out.more.items()}, out.calls
 
     def _finished(self, more: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -234,11 +234,6 @@ def evaluating(flow: nn.Module):  # noqa: ANN201 (a generator)
         yield
     finally:
         flow.train(was)
-
-
-def _generator(*parts: object) -> torch.Generator:
-    digest = hashlib.sha256(":".join(map(str, parts)).encode("utf8", "surrogatepass")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _join(parts: list[tuple[Tensor, dict[str, Tensor], Tensor]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:

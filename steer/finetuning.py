@@ -15,6 +15,7 @@ from torch import nn
 import rewards
 from steer import checkpoints
 from steer.adapters import Reference, adapt, merged
+from steer.api import SHARE_OF_SPREAD
 from steer.arguments import check_device, check_reward
 from steer.checkpoints import write_json
 from steer.chunks import Chunks
@@ -42,7 +43,6 @@ DEFAULTS: dict[str, Any] = {
     "lr": 1e-4, "batch": 256, "warm_up": 0.0, "schedule": "constant", "ema": (0.5,), "average_every": 4, "drop": 0.0,
     "save_every": 50, "log_every": 10,
 }  # fmt: skip
-SHARE_OF_SPREAD = 0.25  # the temperature, of the standard deviation of a prompt's plain pictures
 
 
 def finetune(
@@ -218,8 +218,7 @@ def prepared(model: Model, goal: Objective, rank: int, alpha: float | None = Non
     drawn = isinstance(getattr(getattr(goal, "collector", None), "lookahead", None), Learned)
     if drawn and not model.posterior:
         raise ValueError(f"lookahead=Learned() needs a posterior map, which model={model.name!r} lacks; take Glass()")
-    with torch.no_grad():
-        flow: Any = copy.deepcopy(model.flow if drawn else base(model.flow))
+    flow: Any = copy.deepcopy(model.flow if drawn else base(model.flow))
     inner = base(flow)
     flow.requires_grad_(False)
     if rank:
@@ -251,10 +250,16 @@ def _save(model: Model, folder: Path) -> None:
     else:
         from steer.models.files import write_tensors
 
-        net, name = (model.noise.tuned, "noise") if isinstance(model.noise, TunedNoise) else (model.flow, "flow")
-        assert isinstance(net, nn.Module)
+        net, name = _tuned_part(model)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / f"{name}.safetensors", net.state_dict())
+
+
+def _tuned_part(model: Model) -> tuple[nn.Module, str]:
+    """The network that was tuned, and the name of its file."""
+    net, name = (model.noise.tuned, "noise") if isinstance(model.noise, TunedNoise) else (model.flow, "flow")
+    assert isinstance(net, nn.Module)
+    return net, name
 
 
 def _check_spread(watch: Guard, score: rewards.Reward) -> None:
@@ -372,7 +377,6 @@ def _result(
     from rewards.towers import read_weights
 
     model = finished(trainer.averages.first)
-    net, name = (model.noise.tuned, "noise") if isinstance(model.noise, TunedNoise) else (model.flow, "flow")
-    assert isinstance(net, nn.Module)
+    net, name = _tuned_part(model)
     net.load_state_dict(read_weights(folder / f"{name}.safetensors"))
     return model

@@ -25,8 +25,13 @@ Tick = Callable[[int], None]
 
 def generators(prompts: list[str], seed: int) -> list[torch.Generator]:
     """A generator for each prompt, of the seed and its text: in any company it draws what it draws alone."""
-    digests = [hashlib.sha256(f"{seed}:{q}".encode("utf8", "surrogatepass")).digest() for q in prompts]
-    return [torch.Generator().manual_seed(int.from_bytes(d[:8], "little") >> 1) for d in digests]
+    return [generator_of(f"{seed}:{q}") for q in prompts]
+
+
+def generator_of(text: str) -> torch.Generator:
+    """A generator that is a function of a text alone."""
+    digest = hashlib.sha256(text.encode("utf8", "surrogatepass")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.towers import read_weights
 from steer.flow_map import Cond
 from steer.models import Model
-from steer.models.files import write_tensors
+from steer.models.files import fill, write_tensors
 
 FILE = "noise.safetensors"
 
@@ -46,12 +45,7 @@ def read(model: Model, card: dict[str, Any], folder: Path) -> Model:
         return model
     assert isinstance(model.flow, nn.Module)
     tuned = copy.deepcopy(model.flow)
-    path = folder / FILE
-    try:
-        tuned.load_state_dict(read_weights(path))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit model.json beside them: {error}") from error
-    tuned.eval().requires_grad_(False)
+    fill(tuned, folder / FILE)
     return replace(model, noise=TunedNoise(tuned, model.flow))
 
 

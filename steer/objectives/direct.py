@@ -24,7 +24,7 @@ from steer.draws import Rng, rand_like, randn_like
 from steer.flow_map import jump
 from steer.interpolants import Time, interpolate, like
 from steer.objectives.base import Batch, Loss, Student
-from steer.objectives.tuning import row_mean
+from steer.objectives.tuning import mean_of_kept, row_mean
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class DirectGradient:
         r = model.reward(x1, prompt.repeat(len(x1) // len(prompt)))
         if not r.requires_grad:
             raise ValueError(f"{self.kind} needs a differentiable reward; take objective=nft or grpo")
-        kept = r.isfinite()
-        gain = r.masked_fill(~kept, 0.0).sum() / kept.sum().clamp_min(1)
+        gain = mean_of_kept(r)
         away = torch.stack([move.away for move in moves]).sum()
         return self.penalty * away - gain, {"gain": gain.detach(), "away": away.detach()}
 

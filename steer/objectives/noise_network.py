@@ -18,6 +18,7 @@ from steer.collecting import Noise
 from steer.draws import Rng
 from steer.flow_map import jump
 from steer.objectives.base import Batch, Loss, Student
+from steer.objectives.tuning import mean_of_kept
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class NoiseNetwork:
         r = model.reward(x, batch.more["prompt"])
         if not r.requires_grad:
             raise ValueError("objective=noise needs a differentiable reward; take nft or grpo")
-        kept = r.isfinite()
-        gain = r.masked_fill(~kept, 0.0).sum() / kept.sum().clamp_min(1)
+        gain = mean_of_kept(r)
         bound = shift.square().flatten(1).sum(1).mean() / 2
         return self.weight * bound - gain, {"gain": gain.detach(), "kl_bound": bound.detach()}

@@ -58,6 +58,12 @@ def step(path: Interpolant, x: Tensor, s: Time) -> Tensor:
     return like(path.alpha(s) / delta(path, s), x)
 
 
+def mean_of_kept(r: Tensor) -> Tensor:
+    """The mean of rewards [b] that are not -inf; 0 where all are."""
+    kept = r.isfinite()
+    return r.masked_fill(~kept, 0.0).sum() / kept.sum().clamp_min(1)
+
+
 def row_mean(x: Tensor) -> Tensor:
     """Mean over each row's numbers [b]."""
     return x.flatten(1).mean(1)
