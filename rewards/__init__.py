@@ -8,28 +8,48 @@ them
 import difflib
 from collections.abc import Callable
 
+from rewards.aesthetic import Aesthetic
 from rewards.base import (
+    Bytes,
     Chunked,
     Counted,
     Function,
+    Loss,
     Negated,
+    PerPrompt,
     Pil,
     Reward,
     WeightedSum,
+    assumed,
     check_scores,
     is_differentiable,
+    missing,
     name_of,
     probe_differentiable,
     to_reward,
 )
+from rewards.calibration import Calibration, Normalised, calibrate
+from rewards.classifier import Classifier
 from rewards.clip import Clip
+from rewards.hps import Hps
+from rewards.image_reward import ImageReward
+from rewards.inverse import Measured
+from rewards.ocr import Ocr
+from rewards.perceptual import Lpips, Perceptual
+from rewards.pickscore import PickScore
+from rewards.quality import Piq
+from rewards.remote import Remote
+from rewards.serving import serve
 from rewards.shapes import ShapesVerifier
-from rewards.simple import Brightness, ColourMatch, JpegSize, Redness
+from rewards.simple import Brightness, ColourMatch, JpegSize, PngSize, Redness, TotalVariation
+from rewards.vlm import VlmJudge
 
 __all__ = [
-    "Brightness", "Chunked", "Clip", "ColourMatch", "Counted", "Function", "JpegSize", "Negated", "Pil", "Redness",
-    "Reward", "ShapesVerifier", "WeightedSum", "check_scores", "get", "is_differentiable", "name_of", "names",
-    "probe_differentiable", "to_reward",
+    "Aesthetic", "Brightness", "Bytes", "Calibration", "Chunked", "Classifier", "Clip", "ColourMatch", "Counted",
+    "Function", "Hps", "ImageReward", "JpegSize", "Loss", "Lpips", "Measured", "Negated", "Normalised", "Ocr",
+    "PerPrompt", "Perceptual", "PickScore", "Pil", "Piq", "PngSize", "Redness", "Remote", "Reward", "ShapesVerifier",
+    "TotalVariation", "VlmJudge", "WeightedSum", "assumed", "calibrate", "check_scores", "get", "is_differentiable",
+    "missing", "name_of", "names", "probe_differentiable", "serve", "to_reward",
 ]  # fmt: skip
 
 _BUILT_IN: dict[str, Callable[[], Reward]] = {
@@ -39,7 +59,24 @@ _BUILT_IN: dict[str, Callable[[], Reward]] = {
     "brightness": Brightness,
     "colour-match": ColourMatch,
     "jpeg-size": JpegSize,
+    "png-size": PngSize,
+    "total-variation": TotalVariation,
+    "ocr": Ocr,
+    "imagenet": Classifier,
+    "perceptual": Perceptual,
+    "lpips": Lpips,
+    "ssim": Piq,
+    "ms-ssim": lambda: Piq("ms-ssim"),
+    "vif": lambda: Piq("vif"),
+    "fsim": lambda: Piq("fsim"),
+    "gmsd": lambda: Piq("gmsd"),
     "shapes": ShapesVerifier,
+    "pickscore": PickScore,
+    "hps": Hps,
+    "image-reward": ImageReward,
+    "aesthetic": Aesthetic,
+    "vlm": VlmJudge,
+    "remote": Remote,
 }
 
 

@@ -1,5 +1,6 @@
 """Wrappers that are rewards themselves, and the way from anything a user has to a reward."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +11,22 @@ from torch import Tensor
 
 from rewards.contract import (
     Reward,
+    assumed,
     check_images,
     check_scores,
     cost_of,
     is_differentiable,
+    missing,
     name_of,
     probe_differentiable,
 )
-from rewards.function import Function, Pil, from_callable, to_pil
+from rewards.function import Bytes, Function, PerPrompt, Pil, to_pil
+from rewards.styles import Loss, from_callable
 
 __all__ = [
-    "Chunked", "Counted", "Function", "Negated", "Pil", "Reward", "WeightedSum", "check_images", "check_scores",
-    "cost_of", "is_differentiable", "name_of", "probe_differentiable", "to_pil", "to_reward",
+    "Bytes", "Chunked", "Counted", "Function", "Loss", "Negated", "PerPrompt", "Pil", "Reward", "WeightedSum",
+    "assumed", "check_images", "check_scores", "cost_of", "is_differentiable", "missing", "name_of",
+    "probe_differentiable", "to_pil", "to_reward",
 ]  # fmt: skip
 
 
@@ -64,6 +69,16 @@ class WeightedSum:
         """The sum of the parts'."""
         return sum(cost_of(r) for r in self.rewards)
 
+    @property
+    def assumed(self) -> str | None:
+        """What is assumed of the parts, by name; None where nothing is."""
+        said = [f"{name_of(r)}: {text}" for r in self.rewards if (text := assumed(r))]
+        return "; ".join(said) or None
+
+    def missing(self) -> str | None:
+        """What the parts lack; None where all can run here."""
+        return " ".join(text for r in self.rewards if (text := missing(r))) or None
+
     def parts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         """Each reward's own scores [b], unweighted, by name; the second of a name is called "name 2"."""
         names = [name_of(r) for r in self.rewards]
@@ -82,7 +97,7 @@ class WeightedSum:
         return total.masked_fill(rejected, -torch.inf)
 
 
-class _Wrapper:
+class Wrapper:
     """The attributes of a wrapped reward, which may be given as anything that `to_reward` takes."""
 
     reward: Reward
@@ -105,9 +120,18 @@ class _Wrapper:
         """The reward's."""
         return cost_of(self.reward)
 
+    @property
+    def assumed(self) -> str | None:
+        """The reward's."""
+        return assumed(self.reward)
+
+    def missing(self) -> str | None:
+        """The reward's."""
+        return missing(self.reward)
+
 
 @dataclass(frozen=True)
-class Negated(_Wrapper):
+class Negated(Wrapper):
     """-reward, for a score of which less is better. What the reward rejects (-inf) stays rejected."""
 
     reward: Reward
@@ -124,7 +148,7 @@ class Negated(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Chunked(_Wrapper):
+class Chunked(Wrapper):
     """The same scores, at most `size` pictures at a time.
 
     Raises:
@@ -146,7 +170,7 @@ class Chunked(_Wrapper):
 
 
 @dataclass(eq=False)
-class Counted(_Wrapper):
+class Counted(Wrapper):
     """The same scores, and how many calls and pictures they took."""
 
     reward: Reward
@@ -160,19 +184,32 @@ class Counted(_Wrapper):
         return self.reward(images, prompts)
 
 
-def to_reward(given: object) -> Reward:
+def to_reward(given: object, *, compare: bool = True) -> Reward:
     """A reward of whatever a user has.
 
     Taken: a name (see `rewards.names()`); a reward of this package; any callable of (images), (images, prompts) or
     (images, prompts, metadata), which may return (scores, info); a torch module; an object with the method
-    `score(images, prompts)`; a list of these, or of (reward, weight) pairs; a dict {reward or name: weight}. A function
-    of PIL pictures must say so: `Pil(function)`. A function whose gradient is known may say so and save the probe:
-    `Function(function, differentiable=True)`.
+    `score(images, prompts)`; the scorers of other libraries (see `rewards.styles`); a list of these, or of (reward,
+    weight) pairs; a dict {reward or name: weight}. A function must say what does not show: `Pil(function)` takes PIL
+    pictures, `Bytes(function)` whole numbers, `PerPrompt(function)` one picture at a time, and of `Loss(function)`
+    less is better. `rewards.assumed` of the result, and the log of "rewards", tell how a function is called. One whose
+    gradient is known may say so and save the probe: `Function(function, differentiable=True)`.
+
+    compare: warn where several rewards have unlike scales, see `rewards.calibration.warn_of_scales`.
 
     Raises:
         ValueError: an unknown name, an empty list, or a weight that is no finite number.
-        TypeError: nothing of the above.
+        TypeError: nothing of the above, or a loss of which nothing says which way is better.
     """
+    made = _made(given)
+    if compare and isinstance(made, WeightedSum):
+        from rewards.calibration import warn_of_scales
+
+        warn_of_scales(made)
+    return made
+
+
+def _made(given: object) -> Reward:
     if isinstance(given, str):
         from rewards import get
 
@@ -183,7 +220,9 @@ def to_reward(given: object) -> Reward:
         return _weighted([tuple(g) if _is_pair(g) else (g, 1.0) for g in given])
     if type(given).__module__.split(".")[0] == "rewards":
         return cast(Reward, given)
-    return from_callable(given)
+    reward = from_callable(given)
+    logging.getLogger("rewards").info("reward %r is %s", name_of(reward), assumed(reward))
+    return reward
 
 
 def _is_pair(given: object) -> bool:

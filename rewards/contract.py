@@ -6,6 +6,11 @@ over the batch, no weight, no device inside. -inf means "reject". Three optional
     name            what reports call it
     differentiable  whether the scores have gradients to the pictures; None or absent: found out by a probe
     cost            the price of one picture, in forward passes of the model that is steered; 0: negligible
+
+Two more tell what a user should know before the first call, where there is something to tell:
+
+    assumed         how a function of the user's is called, and which way is taken to be better
+    missing()       which weights or packages are lacking, and how to get them; None: it can run here
 """
 
 import warnings
@@ -40,6 +45,25 @@ def is_differentiable(reward: object) -> bool | None:
 def cost_of(reward: object) -> float:
     """What the reward says one picture costs, in forward passes of the steered model; 0 where it says nothing."""
     return float(getattr(reward, "cost", 0.0))
+
+
+def assumed(reward: object) -> str | None:
+    """How a function of the user's is called; None for a reward that says nothing, as those of this package."""
+    said = getattr(reward, "assumed", None)
+    return said if isinstance(said, str) else None
+
+
+def missing(reward: object) -> str | None:
+    """Which weights or packages a reward, or the built-in one of a name, lacks, and how to get them; None where it can
+    run here, or does not say.
+    """
+    if isinstance(reward, str):
+        from rewards import get
+
+        reward = get(reward)
+    tell = getattr(reward, "missing", None)
+    told = tell() if callable(tell) else None
+    return told if isinstance(told, str) else None
 
 
 def check_images(images: Tensor, prompts: list[str]) -> None:

@@ -1,7 +1,10 @@
-"""A user's own function, or another library's scorer, as a reward."""
+"""A user's own function as a reward: called with what it takes, and what it gives back checked.
 
-import functools
-import inspect
+Each adapter says in `assumed` how it calls the function; where the function fails, its exception passes as it is, with
+a note that says the same and, where the words of the exception show it, which adapter would suit the function.
+"""
+
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,93 +12,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.contract import check_scores, cost_of, is_differentiable, name_of
-
-ORDER = ("images", "prompts", "metadata")
-WORDS = {  # how parameters are called that mean one of these
-    "images": ("image", "img", "pixel", "picture", "x", "sample"),
-    "prompts": ("prompt", "text", "caption"),
-    "metadata": ("meta", "info"),
-}
+from rewards.contract import check_scores, missing, name_of
+from rewards.signature import Plan, plan
 
 
-def role_of(parameter: str) -> str | None:
-    """What a parameter of this name takes: "images", "prompts", "metadata", or None where the name does not say."""
-    return next((role for role, words in WORDS.items() if parameter.lower().startswith(words)), None)
+class _Called:
+    """What the adapters share: the signature read once, and what is said of it."""
+
+    function: Callable[..., Any]
+    name: str
+    _plan: Plan
+
+    def __post_init__(self) -> None:
+        _read(self)
+
+    def _gives(self) -> str:
+        return "pictures as floats [b 3 h w] in [0, 1]"
+
+    @property
+    def assumed(self) -> str:
+        """How the function is called, and which way is better."""
+        function = getattr(self.function, "func", self.function)  # of a partial
+        called = getattr(function, "__name__", type(function).__name__)
+        given = ", ".join([*self._plan.positional, *(f"{key}={role}" for key, role in self._plan.keywords)])
+        return f"called as {called}({given}), {self._gives()}; higher is better"
+
+    def missing(self) -> str | None:
+        """What the function, if it is an object that says so, lacks."""
+        return missing(self.function)
+
+    def _ask(self, images: Any, prompts: Any, raw: Tensor) -> Any:  # noqa: ANN401 (a user's return value)
+        """What the function gives; scores without the info beside them."""
+        try:
+            out = self._plan.call(self.function, images, prompts, raw)
+        except Exception as error:
+            error.add_note(f"reward {self.name!r} was {self.assumed}{_advice(error)}")
+            raise
+        return _scores(self.name, out)
+
+    def _checked(self, scores: Any, images: Tensor) -> Tensor:  # noqa: ANN401
+        if "noise" in self._plan.roles and getattr(scores, "ndim", 0) > 1:
+            scores = scores.flatten(1).sum(1)  # a density of each pixel, as twists give it
+        return check_scores(self, scores, len(images), images)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How to call a function: what each positional argument is, and what goes by keyword, as (keyword, what)."""
-
-    positional: tuple[str, ...] = ("images", "prompts")
-    keywords: tuple[tuple[str, str], ...] = ()
-
-    def call(self, function: Callable[..., Any], images: Any, prompts: list[str]) -> Any:  # noqa: ANN401
-        """function(images, ...), with one empty dict a picture for metadata."""
-        what = {"images": images, "prompts": prompts, "metadata": [{} for _ in prompts]}
-        return function(*(what[role] for role in self.positional), **{k: what[role] for k, role in self.keywords})
-
-
-def plan(function: Callable[..., Any]) -> Plan:
-    """Read the signature once. An argument is what its name says, or else the next of (images, prompts, metadata); one
-    with a default is given only if it is called like prompts.
-
-    Raises:
-        TypeError: an argument without a default is none of these.
-    """
-    try:
-        parameters = list(inspect.signature(_body(function)).parameters.values())
-    except (TypeError, ValueError):  # a builtin without a signature
-        return Plan()
-    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = [p for p in plain if p.default is p.empty]
-    if len(needed) > len(ORDER):
-        given = f"{len(needed)} arguments; it is called with (images, prompts)"
-        raise TypeError(f"reward {name_of(function)!r} needs {given}")
-    if not needed and any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return Plan()
-    named = [p for p in parameters if p not in needed and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    keywords = tuple((p.name, role) for p in named if (role := _keyword_role(function, p)))
-    if not needed and "images" not in dict(keywords).values():
-        keywords = tuple(k for k in keywords if not plain or k[0] != plain[0].name)
-        return Plan(("images",), keywords)
-    return Plan(_order([p.name for p in needed]), keywords)
-
-
-def _body(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What holds the arguments' names: of a module whose call is the usual one, its `forward`."""
-    if isinstance(function, torch.nn.Module):
-        usual = type(function).__call__ is torch.nn.Module.__call__
-        return function.forward if usual else function.__call__
-    return function
-
-
-def _order(names: list[str]) -> tuple[str, ...]:
-    """What the names say, the rest in the usual order; the usual order where two names say the same."""
-    known = [role for name in names if (role := role_of(name))]
-    if len(set(known)) < len(known):
-        return ORDER[: len(names)]
-    rest = iter(role for role in ORDER if role not in known)
-    return tuple(role_of(name) or next(rest) for name in names)
-
-
-def _keyword_role(function: object, parameter: inspect.Parameter) -> str | None:
-    """What to give by keyword: all that is needed, and of what has a default the prompts."""
-    role = role_of(parameter.name)
-    if parameter.default is not parameter.empty:
-        return role if role == "prompts" else None
-    if role is None:
-        raise TypeError(
-            f"reward {name_of(function)!r} needs {parameter.name!r}; it is called with (images, prompts): give it a "
-            "default, or wrap it in a lambda"
-        )
-    return role
+def _read(reward: _Called) -> None:
+    object.__setattr__(reward, "_plan", plan(reward.function))
+    object.__setattr__(reward, "name", reward.name or name_of(reward.function))
 
 
 @dataclass(frozen=True)
-class Function:
-    """A user's function of (images), (images, prompts) or (images, prompts, metadata); it may return (scores, info).
+class Function(_Called):
+    """A function of (images), (images, prompts) or (images, prompts, metadata); it may return (scores, info).
 
     Its exceptions are the user's own and pass unchanged; what it returns is checked (`check_scores`).
     differentiable: None means: find out by a probe.
@@ -110,17 +78,13 @@ class Function:
     cost: float = 0.0
     _plan: Plan = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        _read(self)
-
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
-        scores = self._plan.call(self.function, images, prompts)
-        return check_scores(self, _without_info(scores), len(images), images)
+        return self._checked(self._ask(images, prompts, images), images)
 
 
 @dataclass(frozen=True)
-class Pil:
+class Pil(_Called):
     """A black box that wants a list of PIL pictures, and prompts if it takes them; it returns b numbers.
 
     Raises:
@@ -133,70 +97,151 @@ class Pil:
     cost: float = 0.0
     _plan: Plan = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        _read(self)
+    def _gives(self) -> str:
+        return "a list of PIL pictures"
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
-        scores = self._plan.call(self.function, to_pil(images), prompts)
-        return check_scores(self, _without_info(scores), len(images), images)
+        return self._checked(self._ask(to_pil(images), prompts, images), images)
 
 
-def _read(reward: Function | Pil) -> None:
-    object.__setattr__(reward, "_plan", plan(reward.function))
-    object.__setattr__(reward, "name", reward.name or name_of(reward.function))
+@dataclass(frozen=True)
+class Bytes(_Called):
+    """A black box that wants whole numbers from 0 to 255; it returns b numbers.
+
+    layout: "nhwc", a numpy array [b h w 3] as PIL and OpenCV have it, or "nchw", a torch tensor [b 3 h w].
+
+    Raises:
+        TypeError: it needs other arguments.
+        ValueError: an unknown layout.
+    """
+
+    function: Callable[..., Any] = field(repr=False)
+    layout: str = "nhwc"
+    name: str = ""
+    differentiable: bool = False
+    cost: float = 0.0
+    _plan: Plan = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("nhwc", "nchw"):
+            raise ValueError(f"layout={self.layout!r} is unknown; give 'nhwc' (a numpy array) or 'nchw' (a tensor)")
+        _read(self)
+
+    def _gives(self) -> str:
+        return "pictures as uint8 " + ("arrays [b h w 3]" if self.layout == "nhwc" else "tensors [b 3 h w]")
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        pixels = to_bytes(images)
+        given = pixels.permute(0, 2, 3, 1).cpu().numpy() if self.layout == "nhwc" else pixels
+        return self._checked(self._ask(given, prompts, images), images)
 
 
-def _without_info(scores: Any) -> Any:  # noqa: ANN401
-    """The scores of a pair (scores, info); a tuple of two numbers is two scores."""
-    pair = isinstance(scores, tuple) and len(scores) == 2
-    return scores[0] if pair and (isinstance(scores[0], list) or getattr(scores[0], "ndim", 0)) else scores
+@dataclass(frozen=True)
+class PerPrompt(_Called):
+    """A function of one picture and its prompt (a plain text) that returns one number; it is called b times.
+
+    pictures: "floats" gives it [1 3 h w] in [0,1], "pil" a PIL picture, which has no gradient.
+    prepare: what is done to floats [1 3 h w] before, such as a `rewards.vision.Look`; None: nothing.
+
+    Raises:
+        TypeError: it needs other arguments.
+        ValueError: pictures of another kind; at a call, when it returns more than one number.
+    """
+
+    function: Callable[..., Any] = field(repr=False)
+    pictures: str = "floats"
+    prepare: Callable[[Tensor], Tensor] | None = None
+    name: str = ""
+    differentiable: bool | None = None
+    cost: float = 0.0
+    _plan: Plan = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.pictures not in ("floats", "pil"):
+            raise ValueError(f"pictures={self.pictures!r} are unknown; give 'floats' or 'pil'")
+        if self.pictures == "pil":
+            object.__setattr__(self, "differentiable", False)
+        _read(self)
+
+    def _gives(self) -> str:
+        before = "" if self.prepare is None else f", then put through {self.prepare!r}"
+        kind = "a PIL picture" if self.pictures == "pil" else f"a picture of floats [1 3 h w] in [0, 1]{before}"
+        return f"{kind} and one prompt at a time"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        return self._checked([self._one(i, q) for i, q in zip(images.split(1), prompts, strict=True)], images)
+
+    def _one(self, image: Tensor, prompt: str) -> Any:  # noqa: ANN401
+        given = to_pil(image)[0] if self.pictures == "pil" else self.prepare(image) if self.prepare else image
+        score = self._ask(given, prompt, image)
+        shape = list(getattr(score, "shape", [len(score)] if isinstance(score, list) else []))
+        if any(side != 1 for side in shape):
+            raise ValueError(f"reward {self.name!r} returned shape {shape} for one picture; return one number")
+        return score.reshape(()) if shape and not isinstance(score, list) else score[0] if shape else score
+
+
+def _scores(name: str, out: Any) -> Any:  # noqa: ANN401
+    """The scores of a pair (scores, info), or of an object with `rewards`; a tuple of two numbers is two scores.
+
+    Raises:
+        TypeError: two sets of scores, such as (losses, rewards), of which nothing says which one is meant.
+    """
+    if hasattr(out, "rewards"):
+        return out.rewards
+    if not (isinstance(out, tuple) and len(out) == 2):
+        return out
+    if _many(out[0]) and _many(out[1]):
+        raise TypeError(
+            f"reward {name!r} returned two sets of scores, such as losses beside rewards; wrap it in a lambda that "
+            "returns the one in which higher is better, as in lambda images: function(images)[1]"
+        )
+    return out[0] if _many(out[0]) or isinstance(out[1], dict) else out
+
+
+def _many(x: Any) -> bool:  # noqa: ANN401
+    """Whether it is a list or array of numbers."""
+    numbers = isinstance(x, list) and bool(x) and all(isinstance(v, (int, float, Tensor)) for v in x)
+    return numbers or getattr(x, "ndim", 0) > 0
+
+
+_PIL = "it takes PIL pictures, wrap it: rewards.Pil(function), or rewards.PerPrompt(function, 'pil') for one at a time"
+_BYTES = "it takes whole numbers from 0 to 255, wrap it: rewards.Bytes(function)"
+_PER_PROMPT = "it takes one prompt at a time, wrap it: rewards.PerPrompt(function)"
+_FLOATS = "it takes tensors, leave the wrapper out, or take rewards.Function(function)"
+
+
+def _advice(error: Exception) -> str:
+    """Which adapter would suit a function that failed so; "" where its words do not show it."""
+    from PIL import Image
+
+    text = str(error)
+    if isinstance(error, AttributeError) and error.name:
+        has = [kind for kind in (Image.Image, str, Tensor) if hasattr(kind, error.name)]
+        if isinstance(error.obj, Image.Image):
+            cure = _FLOATS if Tensor in has else ""
+        elif isinstance(error.obj, list):
+            cure = _PER_PROMPT if str in has else _PIL if Image.Image in has else _FLOATS if Tensor in has else ""
+        else:
+            cure = _PIL if Image.Image in has else _BYTES if error.name == "astype" else ""
+    elif "PIL" in text:
+        cure = _PIL
+    elif any(word in text for word in ("uint8", "Byte", "handle this data type")):
+        cure = _BYTES
+    else:
+        cure = _PER_PROMPT if re.search(r"""(not|got|type:?) ['"]?list|<class 'list'>""", text) else ""
+    return f"; if {cure}" if cure else ""
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pictures [b 3 h w] in [0,1] as whole numbers from 0 to 255, rounded."""
+    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pil(images: Tensor) -> list[Any]:
     """Pictures [b 3 h w] in [0,1] as PIL."""
     from PIL import Image
 
-    pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(p) for p in pixels]
-
-
-def from_callable(given: object) -> Function:
-    """A reward of a function, of a torch module, or of an object with a method score(images, prompts).
-
-    Raises:
-        TypeError: nothing of these, or it needs other arguments.
-    """
-    if isinstance(given, type):
-        raise TypeError(f"reward={given.__name__} is a class; give an instance, such as {given.__name__}()")
-    function = _scorer(given) or given
-    if not callable(function):
-        raise TypeError(
-            f"reward={given!r} is no reward; give a name, a function of pictures, an object with "
-            "score(images, prompts), or a list or dict of these with weights"
-        )
-    return Function(function, name_of(given), is_differentiable(given), cost_of(given))
-
-
-def _scorer(given: object) -> Callable[..., Any] | None:
-    """Its method `score`, if it is no function itself; of a module, if it takes pictures or there is no `forward`."""
-    score = getattr(given, "score", None)
-    if not callable(score) or isinstance(score, torch.nn.Module):
-        return None
-    if isinstance(given, torch.nn.Module):
-        forward = _body(given) != given.forward or type(given).forward is not torch.nn.Module.forward
-        pictures = role_of(next(iter(inspect.signature(score).parameters), "")) == "images"
-        return _unsqueezed(score) if pictures or not forward else None
-    return None if callable(given) else _unsqueezed(score)
-
-
-def _unsqueezed(score: Callable[..., Any]) -> Callable[..., Any]:
-    """The same scores as [b]: libraries of scorers return [b 1], or squeeze a batch of one."""
-
-    @functools.wraps(score)
-    def scores(*given: Any, **named: Any) -> Any:  # noqa: ANN401
-        out = score(*given, **named)
-        flat = isinstance(out, Tensor) and out.numel() == max(out.shape, default=1)
-        return out.reshape(-1) if flat else out
-
-    return scores
+    return [Image.fromarray(p) for p in to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,4 +1,4 @@
-"""Rewards without weights: colours, and the size of a file as a black box."""
+"""Rewards without weights: colours, smoothness, and the size of a file as a black box."""
 
 import io
 from dataclasses import dataclass
@@ -83,8 +83,29 @@ class ColourMatch:
 
 
 @dataclass(frozen=True)
+class TotalVariation:
+    """Minus the total variation: the absolute differences of neighbouring pixels, across and down, in sum over a
+    picture and divided by its number of values 3 h w. 0 is a plain colour, the best; edges and grain cost.
+
+    Ref: Nonlinear total variation based noise removal algorithms (Rudin, Osher and Fatemi, 1992), there isotropic.
+    """
+
+    name: str = "total-variation"
+    differentiable: bool = True
+    cost: float = 0.0
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        check_images(images, prompts)
+        across, down = (images.diff(dim=dim).abs().sum((1, 2, 3)) for dim in (3, 2))
+        return -(across + down) / images.shape[1:].numel()
+
+
+@dataclass(frozen=True)
 class JpegSize:
     """Minus the kilobytes of the picture as JPEG: simple pictures score high. A black box, without gradients.
+
+    `Negated(JpegSize())` asks for rich ones.
 
     Ref: the compressibility reward of Training Diffusion Models with Reinforcement Learning (arXiv:2305.13301).
     """
@@ -101,9 +122,37 @@ class JpegSize:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
         check_images(images, prompts)
-        return images.new_tensor([-self._kilobytes(p) for p in to_pil(images)])
+        return -_kilobytes(images, format="JPEG", quality=self.quality)
 
-    def _kilobytes(self, picture: object) -> float:
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=self.quality)  # type: ignore[attr-defined]
-        return len(buffer.getvalue()) / 1000
+
+@dataclass(frozen=True)
+class PngSize:
+    """Minus the kilobytes of the picture as PNG, which loses nothing: flat areas and few colours score high.
+
+    A black box, without gradients. `Negated(PngSize())` asks for rich pictures.
+
+    level: of zlib's compression, 0 (none: all pictures of a size score alike) to 9.
+    """
+
+    level: int = 6
+    name: str = "png-size"
+    differentiable: bool = False
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 9:
+            raise ValueError(f"level={self.level} must lie in 0 to 9, as zlib takes it")
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [b] of pictures [b 3 h w] in [0,1]."""
+        check_images(images, prompts)
+        return -_kilobytes(images, format="PNG", compress_level=self.level)
+
+
+def _kilobytes(images: Tensor, **settings: int | str) -> Tensor:
+    """Thousands of bytes [b] of each picture's file."""
+    sizes = []
+    for picture in to_pil(images):
+        picture.save(buffer := io.BytesIO(), **settings)
+        sizes.append(len(buffer.getvalue()) / 1000)
+    return images.new_tensor(sizes)

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from rewards.vision import CLIP_MEAN, CLIP_STD, Look
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("emoji-clip", "emoji-clip-judge")
@@ -111,15 +114,26 @@ class Towers:
 
     model: has encode_image, encode_text, logit_scale.
     tokenize: list of b texts -> ids [b context].
-    size: side of the square pictures that the image tower takes.
-    mean, std: what their colours are normalised by.
+    look: pictures [b 3 h w] in [0,1] -> what the image tower takes.
     """
 
     model: Any
     tokenize: Callable[[list[str]], Tensor]
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    look: Look
+
+
+def look_of(config: dict[str, Any]) -> Look:
+    """The look that an open_clip "preprocess_cfg" states; what it leaves open is as in open_clip.
+
+    Raises:
+        ValueError: the pictures are not square.
+    """
+    h, w = config["size"] if isinstance(config["size"], (tuple, list)) else (config["size"], config["size"])
+    if h != w:
+        raise ValueError(f"size={config['size']} of the preprocess_cfg is not square; only square towers are supported")
+    mean, std = tuple(config.get("mean", CLIP_MEAN)), tuple(config.get("std", CLIP_STD))
+    mode = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+    return Look(h, mean, std, config.get("resize_mode", "shortest"), mode, config.get("fill_color", 0) / 255)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -156,10 +170,9 @@ def load_embedded(folder: Path) -> Towers:
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its open_clip_config.json: {error}") from error
     pieces = tuple(json.loads((folder / "vocabulary.json").read_text(encoding="utf8")))
-    look = config["preprocess_cfg"]
     tokenize = WordPieces(pieces, config["model_cfg"]["text_cfg"]["context_length"])
     size = config["model_cfg"]["vision_cfg"]["image_size"]
-    return Towers(model.eval().requires_grad_(False), tokenize, size, tuple(look["mean"]), tuple(look["std"]))
+    return Towers(model.eval().requires_grad_(False), tokenize, look_of({**config["preprocess_cfg"], "size": size}))
 
 
 def register(name: str, config: dict[str, Any]) -> None:
@@ -188,7 +201,7 @@ def load_clip(name: str = "emoji-clip", pretrained: str | None = None, device: s
     folder = ASSETS / name if name in EMBEDDED else Path(name)
     if (folder / "vocabulary.json").exists() or name in EMBEDDED:
         towers = load_embedded(folder)
-        return Towers(towers.model.to(device), towers.tokenize, towers.size, towers.mean, towers.std)
+        return Towers(towers.model.to(device), towers.tokenize, towers.look)
     open_clip = import_open_clip()
     local = folder.is_dir()
     known = f"local-dir:{folder}" if local else name
@@ -202,7 +215,43 @@ def load_clip(name: str = "emoji-clip", pretrained: str | None = None, device: s
         if pretrained is None or not Path(pretrained).exists():
             raise ValueError(f"pretrained={pretrained!r} is no tag of {name!r} and no file; known: {', '.join(tags)}")
     model = open_clip.create_model(known, pretrained=pretrained, device=device, require_pretrained=True)
-    look = open_clip.get_model_preprocess_cfg(model)
-    size = look["size"][0] if isinstance(look["size"], (tuple, list)) else look["size"]
-    tokenize = open_clip.get_tokenizer(known)
-    return Towers(model.eval().requires_grad_(False), tokenize, size, tuple(look["mean"]), tuple(look["std"]))
+    look = look_of(open_clip.get_model_preprocess_cfg(model))
+    return Towers(model.eval().requires_grad_(False), open_clip.get_tokenizer(known), look)
+
+
+@dataclass(frozen=True)
+class TransformersClip:
+    """A CLIPModel of transformers, called as open_clip's models are."""
+
+    clip: Any
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "TransformersClip":
+        """Of config.json and model.safetensors, in float32, on the CPU.
+
+        Raises:
+            KeyError: weights are missing, which transformers would draw at random.
+        """
+        mend_torchvision()
+        from transformers import CLIPModel
+
+        settings = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        clip, found = cast(Any, CLIPModel).from_pretrained(folder, **settings)
+        if found["missing_keys"]:
+            raise KeyError(f"no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
+        return cls(clip.float().eval().requires_grad_(False))
+
+    @property
+    def look(self) -> Look:
+        """Of CLIP, at the size of the model."""
+        return Look(self.clip.config.vision_config.image_size)
+
+    def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
+        """Vectors [b e] of what `look` gives."""
+        x = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+        return F.normalize(x, dim=-1) if normalize else x
+
+    def encode_text(self, ids: Tensor, normalize: bool = False) -> Tensor:
+        """Vectors [b e] of ids [b context], by CLIP's own tokenizer."""
+        x = self.clip.text_projection(self.clip.text_model(input_ids=ids).pooler_output)
+        return F.normalize(x, dim=-1) if normalize else x

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_scorers import shake
 
 import rewards
 from rewards import towers
+from rewards.function import to_pil
 from rewards.towers import ASSETS, EMBEDDED, WordPieces, import_open_clip, load_clip
 from steer.data import emoji
 
@@ -44,6 +46,79 @@ def test_any_folder_scores_as_open_clip_does(folder: Path) -> None:
         a = F.normalize(model.encode_image(normal), dim=-1)
         b = F.normalize(model.encode_text(open_clip.get_tokenizer("ViT-B-32")(prompts)), dim=-1)
     torch.testing.assert_close(rewards.Clip(str(folder))(images, prompts), 100 * (a * b).sum(1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SigLIP with random weights: open_clip's own two towers, mean pooling by attention, a bias, a tokenizer of
+    transformers in the folder, 64 words, pictures squashed and scaled to [-1, 1].
+    """
+    from safetensors.torch import save_file
+
+    open_clip = import_open_clip()
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("siglip")
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "fox", "heart"]
+    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **special).save_pretrained(path)
+    see = {"image_size": 160, "timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_proj": "none"}
+    read = {
+        "context_length": 64, "vocab_size": 8, "hf_tokenizer_name": "none/here", "width": 64, "heads": 2, "layers": 2,
+        "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+    }  # fmt: skip
+    config = {"embed_dim": 64, "init_logit_bias": -10, "custom_text": True, "vision_cfg": {**see, "timm_pool": "map"}}
+    config["text_cfg"] = read
+    model = shake(open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"}), 0.1)
+    torch.nn.init.constant_(model.logit_scale, 4.7)
+    torch.nn.init.constant_(model.logit_bias, -12.9)
+    look = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash", "interpolation": "bicubic"}
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": look}))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path / "open_clip_model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize(("shape", "atol"), [((160, 160), 1e-3), ((300, 200), 0.5)])
+def test_siglip_scores_as_open_clip_does(siglip: Path, shape: tuple[int, int], atol: float) -> None:
+    """Its own colours, squashed pictures, tokenizer, scale and bias: 100 cos, or with logits=True what it learnt.
+
+    Resizing in torch and not in PIL moves the score by less than half a point of 100.
+    """
+    open_clip = import_open_clip()
+    model, _, see = open_clip.create_model_and_transforms(f"local-dir:{siglip}")
+    prompts = ["a red fox", "Heart!", "fox"]
+    ids = open_clip.get_tokenizer(f"local-dir:{siglip}")(prompts)
+    assert ids.shape == (3, 64) and ids[0, :5].tolist() == [3, 4, 5, 1, 0] and ids[1, :3].tolist() == [6, 1, 0]
+    smooth = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    images = (F.interpolate(smooth, shape, mode="bilinear") * 255).round() / 255
+    pixels = torch.stack([see(p) for p in to_pil(images)])
+    with torch.no_grad():
+        logits = model.eval().get_logits(pixels, ids)[0].diagonal()
+        cosine = F.cosine_similarity(model.encode_image(pixels), model.encode_text(ids))
+    assert cosine.std() > 0.001
+    torch.testing.assert_close(rewards.Clip(str(siglip))(images, prompts), 100 * cosine, rtol=0, atol=atol)
+    torch.testing.assert_close(rewards.Clip(str(siglip), logits=True)(images, prompts), logits, rtol=0, atol=1.1 * atol)
+
+
+def test_logits_of_a_clip_have_its_scale_and_no_bias(folder: Path) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    scale = rewards.Clip(str(folder)).towers(torch.device("cpu")).model.logit_scale.exp().item()
+    score, logits = (rewards.Clip(str(folder), logits=flag)(images, ["a", "b"]) for flag in (False, True))
+    torch.testing.assert_close(logits, score * scale / 100)
+
+
+def test_oblong_pictures_are_cut_as_their_model_says(folder: Path) -> None:
+    """CLIP sees the middle only; the two small ones see all of it."""
+    wide = torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(1))
+    edged = wide.clone()
+    edged[..., :12] = 0
+    clip = rewards.Clip(str(folder))
+    torch.testing.assert_close(clip(edged, ["a"]), clip(wide[..., 16:48], ["a"]))
+    assert rewards.Clip()(edged, ["a"]) != rewards.Clip()(wide, ["a"])
 
 
 def test_larger_pictures_are_resized_with_gradients(folder: Path) -> None:
@@ -161,7 +236,7 @@ def test_texts_are_encoded_once(folder: Path) -> None:
     first = clip.embed_texts(["a", "b", "a"], cpu)
     seen: list[list[str]] = []
     kept = clip.towers(cpu)
-    clip._towers[cpu] = dataclasses.replace(kept, tokenize=lambda texts: seen.append(texts) or kept.tokenize(texts))
+    clip._kept._loaded = dataclasses.replace(kept, tokenize=lambda texts: seen.append(texts) or kept.tokenize(texts))
     assert torch.equal(clip.embed_texts(["b", "c", "a", "c"], cpu)[[0, 2]], first[[1, 0]]) and seen == [["c"]]
     assert torch.equal(first[0], first[2]) and not first.requires_grad
 

@@ -14,8 +14,20 @@ WRAPPED = {
     "counted": rewards.Counted(rewards.Redness()),
     "function": rewards.to_reward(lambda images: images[:, 0].mean((1, 2))),
     "pil": rewards.Pil(lambda pictures, prompts: [p.getpixel((0, 0))[0] for p in pictures]),
+    "bytes": rewards.Bytes(lambda arrays: arrays[:, 0, 0, 0].tolist()),
+    "per-prompt": rewards.PerPrompt(lambda image, prompt: image[0, 0].mean()),
+    "loss": rewards.Loss(lambda image, prompt: image[:, 0].mean((1, 2))),
+    "normalised": rewards.Normalised(rewards.Clip()),
 }
-ALL = {**{name: rewards.get(name) for name in rewards.names()}, **WRAPPED}
+REFERENCE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
+GIVEN = {  # what says nothing without a picture to compare with, or of these prompts
+    **{measure: rewards.Piq(measure, REFERENCE) for measure in ("ssim", "vif", "fsim", "gmsd")},
+    "perceptual": rewards.Perceptual(REFERENCE),
+    "imagenet": rewards.Classifier("goldfish"),
+}
+BUILT_IN = {name: GIVEN.get(name) or rewards.get(name) for name in rewards.names()}
+ELSEWHERE = ("ocr", "vlm", "remote")  # held to the same in their own files: no words here, and no servers
+ALL = {**{k: r for k, r in BUILT_IN.items() if k not in ELSEWHERE and not rewards.missing(r)}, **WRAPPED}
 
 
 @pytest.fixture(params=ALL, ids=str)
