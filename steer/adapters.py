@@ -42,7 +42,8 @@ def adapt(net: nn.Module, rank: int, alpha: float | None = None, *, seed: int = 
     """Put adapters into the linear and convolutional layers of a network, in place; they alone are trained then.
 
     rank: of each adapter; alpha: its scale times the rank, 2 rank by default. words: whether layers that read the
-    prompt get one too. Calls give what they gave before until the adapters learn.
+    prompt get one too. A network may name its layers that get one in `adapted`, a regular expression. Calls give what
+    they gave before until the adapters learn.
 
     Raises:
         ValueError: rank < 1, or a network without such layers.
@@ -52,6 +53,8 @@ def adapt(net: nn.Module, rank: int, alpha: float | None = None, *, seed: int = 
     kinds = (nn.Linear, nn.Conv2d)
     names = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
     names = names if words else [name for name in names if name.split(".")[0] not in WORDS]
+    chosen = getattr(net, "adapted", None)
+    names = names if chosen is None else [name for name in names if re.fullmatch(chosen, name)]
     if not names:
         raise ValueError(f"{type(net).__name__} has no linear or convolutional layer to adapt; take rank=0")
     peft = import_peft()
@@ -102,6 +105,38 @@ class Reference:
             return self.copy(x, s, t, told)
         with switched_off(self.flow):
             return self.flow(x, s, t, told)
+
+
+def lora_weights(net: nn.Module) -> dict[str, Tensor]:
+    """The adapters of a network by the names of their layers, as diffusers' files have them; the scale is in B.
+
+    {"LAYER.lora_A.weight": [rank in ...], "LAYER.lora_B.weight": alpha / rank times [out rank ...]}
+    """
+    out = {}
+    for name, layer in net.named_modules():
+        if hasattr(layer, "get_base_layer"):
+            found: Any = layer
+            out[f"{name}.lora_A.weight"] = found.lora_A["default"].weight.detach().clone()
+            out[f"{name}.lora_B.weight"] = found.lora_B["default"].weight.detach() * found.scaling["default"]
+    return out
+
+
+@torch.no_grad()
+def fill_lora(net: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put what `lora_weights` gave into the adapters of a network.
+
+    Raises:
+        ValueError: they are those of other layers.
+    """
+    mine = lora_weights(net)
+    if mine.keys() != weights.keys():
+        odd = sorted(mine.keys() ^ weights.keys())[:3]
+        raise ValueError(f"the adapters do not fit the network: {', '.join(odd)}")
+    for name, layer in net.named_modules():
+        if hasattr(layer, "get_base_layer"):
+            found: Any = layer
+            found.lora_A["default"].weight.copy_(weights[f"{name}.lora_A.weight"])
+            found.lora_B["default"].weight.copy_(weights[f"{name}.lora_B.weight"] / found.scaling["default"])
 
 
 def merged(net: nn.Module) -> nn.Module:

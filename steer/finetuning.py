@@ -1,11 +1,9 @@
 """`finetune`: where a model, a reward, prompts and the loop meet."""
 
-import copy
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +12,25 @@ from torch import nn
 
 import rewards
 from steer import checkpoints
-from steer.adapters import Reference, adapt, merged
+from steer.adapters import Reference, fill_lora
 from steer.api import SHARE_OF_SPREAD
 from steer.arguments import check_device, check_reward
 from steer.checkpoints import write_json
 from steer.chunks import Chunks
 from steer.experience import Experience, Rounds
-from steer.flow_map import Cond
 from steer.guards import Guard, Rule, spread
-from steer.learning import with_flow
-from steer.models import Model, load_model, save_model
+from steer.models import Model, load_model
+from steer.models.diffusers import PipelineModel, one_call, read_lora
 from steer.models.drawing import Words
-from steer.models.growing import base
-from steer.models.noise import TunedNoise
 from steer.models.picture import Spell
-from steer.models.text import encode_prompts
-from steer.objectives import DirectGradient, NoiseNetwork, Objective, Preference, Student, Tuning
-from steer.posterior import Learned
+from steer.objectives import DirectGradient, NoiseNetwork, Preference, Student, Tuning
 from steer.problem import Scores
 from steer.prompts import Prompts, Source
 from steer.report import judge_for
 from steer.samples import check_folder
 from steer.settings import build, names, unknown
 from steer.training import Settings, Trainer
+from steer.tuned import finished, prepared, raw, save, save_best, tuned_part
 from steer.value_targets import Adjoints
 
 DEFAULTS: dict[str, Any] = {
@@ -108,7 +102,7 @@ def finetune(
 
     loop = Settings(steps=steps, sample_every=guard_every, **DEFAULTS | settings)
     goal = _objective(objective)
-    score, place, folder = check_reward(reward), check_device(device), check_folder(out)
+    score, place, folder = check_reward(reward, compare=not normalise), check_device(device), check_folder(out)
     _check_numbers(temperature, guard_pictures, calls)
     if pairs is not None and not isinstance(goal, Preference):
         raise ValueError(f"pairs= is for objective=dpo, got {type(goal).__name__}, which makes its own rows")
@@ -120,16 +114,16 @@ def finetune(
     if goal.collector is not None:
         goal.collector.rows(gathering.group)
     PartialState(cpu=place.type == "cpu")  # processes meet before the first file is written
-    start = model if isinstance(model, Model) else load_model(model, place)
+    start = one_call(model if isinstance(model, Model) else load_model(model, place))
     source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
     tuned = prepared(start, goal, rank, alpha, loop.seed)
     judge = judge_for(start, score, place) if held_out == "judge" else held_out and check_reward(held_out)
 
-    def finished(flow: nn.Module) -> Model:
-        return _finished(start, tuned, flow, goal)
+    def done(flow: nn.Module) -> Model:
+        return finished(start, flow, goal)
 
-    watch = Guard(finished, start, source.held_out, score, judge, rule, folder, n=guard_pictures, calls=calls,
-                  save=lambda best, step: _save_best(best, step, folder))  # fmt: skip
+    watch = Guard(done, start, source.held_out, score, judge, rule, folder, n=guard_pictures, calls=calls,
+                  save=lambda best, step: save_best(best, step, folder))  # fmt: skip
     _check_spread(watch, score)
     measured = _settled(folder, _measured(score, watch, normalise))
     measured |= {} if temperature is None else {"temperature": temperature}
@@ -142,21 +136,12 @@ def finetune(
     facts |= {"reward": rewards.name_of(score), "prompts": source.digest}
     facts |= {"rounds": {k: v for k, v in vars(gathering).items() if k != "chunk"}}
     data = _rows(pairs, tuned, goal, source, score, gathering, watch.temperature, loop.seed)
-    trainer = _trainer(tuned, goal, data, loop, folder, watch, facts, finished, progress)
+    trainer = _trainer(tuned, goal, data, loop, folder, watch, facts, done, progress)
     trainer.run()
     if trainer.main:
-        _conclude(watch, folder, facts)
+        _conclude(watch, folder, facts | {"assumed": rewards.assumed(score)})
     trainer.accelerator.wait_for_everyone()
-    return _result(start, watch, folder, finished, trainer)
-
-
-def raw(model: Model, prompts: list[str]) -> Cond:
-    """What a model's network is told of prompts, before it reads the words itself."""
-    if isinstance(model.encode, Spell):
-        return {"ids": model.encode.ids(prompts)}
-    if isinstance(model.encode, Words):
-        return encode_prompts(model.encode.towers, prompts)
-    return model.encode(prompts)
+    return _result(start, watch, folder, done, trainer)
 
 
 def _check_gradient(goal: Tuning, score: rewards.Reward) -> None:
@@ -202,64 +187,6 @@ def _prompts(model: Model) -> list[str]:
 
         return prompts("seen", 512)
     raise ValueError(f"prompts=None, and model={model.name!r} has no captions of its own; give prompts=")
-
-
-def prepared(model: Model, goal: Objective, rank: int, alpha: float | None = None, seed: int = 0) -> Model:
-    """A copy of the model whose flow is ready to be trained."""
-    if not isinstance(model.flow, nn.Module):
-        raise ValueError(
-            f"model={model.name!r} has a flow of type {type(model.flow).__name__}; tuning needs a torch module"
-        )
-    if model.noise is not None:
-        raise ValueError(f"model={model.name!r} has tuned noise, which suits its flow as it is; tune the model without")
-    of_noise = getattr(goal, "of_noise", False)
-    if of_noise and rank == 0:
-        raise ValueError("rank=0: a noise network is made of adapters; give a rank")
-    drawn = isinstance(getattr(getattr(goal, "collector", None), "lookahead", None), Learned)
-    if drawn and not model.posterior:
-        raise ValueError(f"lookahead=Learned() needs a posterior map, which model={model.name!r} lacks; take Glass()")
-    flow: Any = copy.deepcopy(model.flow if drawn else base(model.flow))
-    inner = base(flow)
-    flow.requires_grad_(False)
-    if rank:
-        adapt(inner, rank, alpha, seed=seed, words=not of_noise)
-    else:
-        inner.requires_grad_(True)
-    return replace(with_flow(model, flow), posterior=drawn)
-
-
-def _finished(start: Model, tuned: Model, flow: nn.Module, goal: Objective) -> Model:
-    """The model of tuned weights, without adapters: as it is saved and sampled."""
-    net = merged(base(flow)).eval()
-    if not getattr(goal, "of_noise", False):
-        return replace(with_flow(start, net), posterior=False)
-    assert isinstance(start.flow, nn.Module)
-    return replace(start, noise=TunedNoise(net, base(start.flow)), flow=base(start.flow), posterior=False)
-
-
-def _save_best(model: Model, step: int, folder: Path) -> None:
-    """Keep the best, and the two before it, one of which may be the best again after a restart."""
-    _save(model, folder / "best" / f"step-{step:08d}")
-    for old in sorted((folder / "best").glob("step-*"))[:-3]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _save(model: Model, folder: Path) -> None:
-    if isinstance(model.encode, Spell | Words):
-        save_model(model, folder)
-    else:
-        from steer.models.files import write_tensors
-
-        net, name = _tuned_part(model)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / f"{name}.safetensors", net.state_dict())
-
-
-def _tuned_part(model: Model) -> tuple[nn.Module, str]:
-    """The network that was tuned, and the name of its file."""
-    net, name = (model.noise.tuned, "noise") if isinstance(model.noise, TunedNoise) else (model.flow, "flow")
-    assert isinstance(net, nn.Module)
-    return net, name
 
 
 def _check_spread(watch: Guard, score: rewards.Reward) -> None:
@@ -337,14 +264,14 @@ def _trainer(
     folder: Path,
     watch: Guard,
     facts: dict[str, Any],
-    finished: Callable[[nn.Module], Model],
+    done: Callable[[nn.Module], Model],
     progress: bool,
 ) -> Trainer:
     assert isinstance(tuned.flow, nn.Module)
     student = Student(tuned.flow, tuned.path, reference=getattr(data, "reference", None) or Reference(tuned.flow))
     return Trainer(
         tuned.flow, goal, data, loop, folder, student=student, progress=progress, judge=watch, facts=facts,
-        save=lambda flow, to: _save(finished(flow), to),
+        save=lambda flow, to: save(done(flow), to),
     )  # fmt: skip
 
 
@@ -361,22 +288,24 @@ def _conclude(watch: Guard, folder: Path, facts: dict[str, Any]) -> None:
             shutil.copyfile(file, part)
             part.replace(folder / file.name)
     else:
-        _save(watch.reference, folder)
+        save(watch.reference, folder)
     write_json(folder / "report.json", report)
     if watch.broken_since is not None:
         warnings.warn(watch.words(), stacklevel=3)
 
 
-def _result(
-    start: Model, watch: Guard, folder: Path, finished: Callable[[nn.Module], Model], trainer: Trainer
-) -> Model:
+def _result(start: Model, watch: Guard, folder: Path, done: Callable[[nn.Module], Model], trainer: Trainer) -> Model:
     if isinstance(start.encode, Spell | Words):
         return load_model(folder, next(iter(trainer.plain.parameters())).device)
     if json.loads((folder / "report.json").read_text(encoding="utf8"))["best"] is None:  # in every process
         return start
     from rewards.towers import read_weights
 
-    model = finished(trainer.averages.first)
-    net, name = _tuned_part(model)
+    model = done(trainer.averages.first)
+    if isinstance(model, PipelineModel):
+        assert isinstance(model.flow, nn.Module)
+        fill_lora(model.flow, read_lora(folder))
+        return model
+    net, name = tuned_part(model)
     net.load_state_dict(read_weights(folder / f"{name}.safetensors"))
     return model

@@ -86,6 +86,49 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """The linear path at other times: ``alpha = k (1-t) / (1 + (k-1) (1-t))``, ``beta = 1 - alpha``, with k = `shift`.
+
+    The shift of rectified-flow samplers: k > 1 spends more of the time near the noise, as pictures of more pixels want;
+    equal steps of t are then the steps that such samplers take. At k = 1 it is `Linear`.
+
+    Source: "Scaling rectified flow transformers for high-resolution image synthesis" (arXiv:2403.03206, 5.3.2).
+
+    Raises:
+        ValueError: shift is not above 0.
+    """
+
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift must be a number above 0, got {self.shift}")
+
+    def alpha(self, t: T) -> T:
+        """``k (1-t) / (1 + (k-1) (1-t))``."""
+        return self.shift * (1 - t) / self._q(t)
+
+    def beta(self, t: T) -> T:
+        """``t / (1 + (k-1) (1-t))``, which is ``1 - alpha``."""
+        return t / self._q(t)
+
+    def dalpha(self, t: T) -> T:
+        """``-k / (1 + (k-1) (1-t))^2``."""
+        return -self.dbeta(t)
+
+    def dbeta(self, t: T) -> T:
+        """``k / (1 + (k-1) (1-t))^2``."""
+        return self.shift / self._q(t) ** 2
+
+    def when(self, ratio: float) -> float:
+        """``k ratio / (1 + k ratio)``."""
+        return _share(self.shift * ratio)
+
+    def _q(self, t: T) -> T:
+        return 1 + (self.shift - 1) * (1 - t)
+
+
+@dataclass(frozen=True)
 class Trigonometric:
     """``alpha = cos(pi t / 2)``, ``beta = sin(pi t / 2)``: variance preserving at a constant angular speed."""
 

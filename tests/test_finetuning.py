@@ -15,13 +15,14 @@ from torch import Tensor, nn
 import steer
 from rewards import WeightedSum, to_reward
 from rewards.towers import WordPieces
-from steer.finetuning import _finished, _prompts, prepared
+from steer.finetuning import _prompts
 from steer.flow_map import Cond, jump
 from steer.interpolants import Linear, Time
 from steer.models import Model
 from steer.models.picture import Pixels, build
 from steer.objectives import DirectGradient, FlowMatching, NegativeAware, ShiftMatching
 from steer.posterior import Learned
+from steer.tuned import finished, prepared
 from steer.value_targets import PosteriorDraws
 
 PIECES = WordPieces.from_words(["red", "circle", "star"], 8)
@@ -380,7 +381,7 @@ def test_a_posterior_map_draws_while_its_base_is_tuned() -> None:
     trained = [name for name, p in tuned.flow.named_parameters() if p.requires_grad]
     assert trained and all(name.startswith("base.") and "lora" in name for name in trained)
     assert not prepared(start, other, 2, None, 0).posterior
-    done = _finished(start, tuned, tuned.flow, drawing)
+    done = finished(start, tuned.flow, drawing)
     base = {k.removeprefix("base."): v for k, v in start.flow.state_dict().items() if k.startswith("base.")}
     assert not done.posterior and weights(done).keys() == base.keys()
     assert all(torch.equal(value, base[key]) for key, value in weights(done).items())  # nothing was learned yet

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from steer.data.shapes import load
-from steer.finetuning import raw
 from steer.interpolants import Linear, like
 from steer.models import Model, load_model
 from steer.models.picture import Pixels
 from steer.objectives import Batch, Preference, Student
 from steer.preferences import PairRows, encode, read
 from steer.training import Renewed
+from steer.tuned import raw
 
 PROMPTS = ["a red circle", "two blue squares"]
 TINY = Model(lambda x, s, t, cond=None: 0 * x, Linear(), lambda prompts: None, Pixels(), (3, 4, 4), "tiny")

@@ -19,13 +19,13 @@ from steer.bench.overhead import least
 from steer.bench.step_cost import Held
 from steer.chunks import Chunks
 from steer.experience import Experience, Rounds
-from steer.finetuning import prepared, raw
 from steer.models import Model, load_model
 from steer.objectives import Student, Tuning
 from steer.problem import Scores
 from steer.prompts import Prompts
 from steer.settings import build
 from steer.training import Settings, Trainer
+from steer.tuned import prepared, raw
 
 Row = dict[str, Any]
 AIM = 1.15

@@ -1,0 +1,261 @@
+"""Diffusers pipelines as models: loaded from a folder or the hub, or held already. The one file that imports diffusers.
+
+What is known of each pipeline class is in `steer.models.families`; the parts that all share are here: where its files
+come from, the dtype and the memory, prompts that are encoded once, and its own sampler, which proves the adapter.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rewards.towers import mend_torchvision, read_weights
+from steer.adapters import adapt, fill_lora, lora_weights
+from steer.draws import Rng, randn_like
+from steer.flow_map import Cond, FlowMap, OdeFlowMap, jump
+from steer.interpolants import interpolate
+from steer.models import Model
+from steer.models.families import family_of
+from steer.models.families.base import Choices, Diagonal, Family, Guided
+from steer.models.files import check_card, read_card, write_card, write_tensors
+from steer.settings import unknown
+
+LOADING = ("dtype", "offload", "tiling", "slicing", "checkpoint_decoder")
+KEPT = 512  # prompts whose encodings are kept, in the memory of the CPU
+INDEX, LORA = "model_index.json", "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class PipelineModel(Model):
+    """A model that is a diffusers pipeline.
+
+    family: what is known of it; family.pipe is the pipeline.
+    step: one network call, guided, as a flow map: `flow` itself, but of a plain model, whose jumps take several calls.
+    choices: what was chosen.
+    """
+
+    family: Any = None
+    step: FlowMap | None = None
+    choices: Choices = Choices()
+
+
+def import_diffusers() -> Any:  # noqa: ANN401 (a module)
+    """Import diffusers.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    mend_torchvision()
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError(f"a pipeline needs diffusers ({error}); pip install 'steer[diffusers]'") from error
+    return diffusers
+
+
+def load(
+    source: str | Path,
+    device: torch.device,
+    *,
+    dtype: str | None = None,
+    offload: Literal["model", "sequential"] | None = None,
+    tiling: bool = False,
+    slicing: bool = False,
+    checkpoint_decoder: bool = True,
+    **choices: Any,  # noqa: ANN401 (fields of Choices)
+) -> PipelineModel:
+    """The model of a diffusers folder or hub id, or of adapters that `save` wrote.
+
+    Only weights in safetensors are read, and no code of a folder's.
+
+    dtype: "float32", "bfloat16" or "float16"; None takes bfloat16 on CUDA and float32 elsewhere.
+    offload: "model" keeps on the device only the part that is at work, "sequential" only its layer. Methods that send
+        gradients through the network then need `steer.sample(checkpoint=True)`, since it has left before they go back.
+    tiling, slicing, checkpoint_decoder: the decoder's memory: pictures in tiles, one at a time, and its activations
+        computed again for a gradient.
+    **choices: see `steer.models.families.base.Choices`.
+
+    Raises:
+        ValueError: the pipeline's class is not known, or a setting is out of range.
+        OSError: the files are not there and cannot be fetched.
+    """
+    card: dict[str, Any] = {"source": str(source), "choices": {}}
+    if (Path(source) / "model.json").is_file():
+        card = read_card(Path(source))
+        check_card(Path(source), card, {})
+    source, tuned = card["source"], Path(source)
+    chosen = choices_of(card["choices"] | choices)
+    number = _dtype(dtype, device)
+    if offload not in (None, "model", "sequential"):
+        raise ValueError(f'offload must be "model", "sequential" or null, got {offload!r}')
+    diffusers = import_diffusers()
+    name = _pipeline_class(diffusers, source)
+    family_of(name)
+    if not hasattr(diffusers, name):
+        raise ValueError(f"pipeline {name!r} is not in diffusers; load it yourself, and steer.pipeline(pipe) steers it")
+    try:
+        pipe = getattr(diffusers, name).from_pretrained(str(source), torch_dtype=number, use_safetensors=True)
+    except OSError as error:
+        raise OSError(f"model={str(source)!r} cannot be loaded: {_first_line(error)}") from error
+    if offload:
+        getattr(pipe, f"enable_{offload}_cpu_offload")(device=device)
+    else:
+        pipe.to(device)
+    if tiling:
+        pipe.vae.enable_tiling()
+    if slicing:
+        pipe.vae.enable_slicing()
+    if checkpoint_decoder and getattr(pipe.vae, "_supports_gradient_checkpointing", False):
+        pipe.vae.enable_gradient_checkpointing()
+    model = from_pipeline(pipe, chosen, name=str(source))
+    if (tuned / LORA).is_file():
+        weights = read_lora(tuned)
+        rank = next(len(w) for name, w in weights.items() if "lora_A" in name)
+        fill_lora(adapt(model.family.flow, rank, rank), weights)
+        model.family.flow.requires_grad_(False)
+    return model
+
+
+def from_pipeline(pipe: Any, choices: Choices | None = None, name: str | None = None) -> PipelineModel:  # noqa: ANN401
+    """The model that a loaded pipeline is; its weights are shared with it, and frozen.
+
+    Raises:
+        ValueError: its class is not known, or a choice does not fit it.
+    """
+    choices = choices or Choices()
+    family = family_of(type(pipe).__name__)(pipe, choices)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    encode = Encoder(family)
+    scale = 1.0 if family.guidance is None else family.guidance
+    step: FlowMap = family.flow
+    if scale != 1:
+        step = Guided(step, family.null(choices.negative), scale)
+    flow = OdeFlowMap(Diagonal(step), choices.ode_steps) if family.kind == "velocity" else step
+    size = family.noise_scale
+    return PipelineModel(
+        flow, family.path, encode, family.decode, family.shape, name or type(pipe).__name__,
+        noise=None if size == 1 else ScaledNoise(size), family=family, step=step, choices=choices,
+    )  # fmt: skip
+
+
+def one_call(model: Model) -> Model:
+    """A pipeline's model for fine-tuning: one network call a jump, without classifier-free guidance; others stay."""
+    return replace(model, flow=model.family.flow, step=model.family.flow) if isinstance(model, PipelineModel) else model
+
+
+def save(model: PipelineModel, folder: Path) -> None:
+    """Write the adapters of a tuned pipeline, as diffusers' `load_lora_weights` reads them, and where the rest is from.
+
+    Raises:
+        ValueError: it has no adapters.
+    """
+    assert isinstance(model.flow, nn.Module)
+    weights = lora_weights(model.flow)
+    if not weights:
+        raise ValueError(f"model={model.name!r} is a pipeline as it was loaded; pipe.save_pretrained(folder) writes it")
+    part = "unet" if hasattr(model.family.pipe, "unet") else "transformer"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / LORA, {name.replace("network", part, 1): w for name, w in weights.items()})
+    chosen = {key: value for key, value in vars(model.choices).items() if value != getattr(Choices(), key)}
+    write_card(folder, {"kind": "diffusers", "source": model.name, "choices": chosen})
+
+
+def read_lora(folder: Path) -> dict[str, Tensor]:
+    """What `save` wrote, by the names of the flow's layers."""
+    return {f"network.{name.partition('.')[2]}": w for name, w in read_weights(folder / LORA).items()}
+
+
+def plain(model: PipelineModel, x0: Tensor, cond: Cond, steps: int, rng: Rng | None = None) -> Tensor:
+    """Latents as the pipeline's own sampler makes them of noise x0 [b *shape]: a network call at each of its times.
+
+    Between calls the samplers of some distilled models go to the data and draw new noise, from `rng`. It is the
+    pipeline's sampler exactly where that is of first order (DDIM, TCD, LCM, Euler, flow matching, SCM); those that
+    reuse earlier calls (PNDM, DPM-Solver of order 2, UniPC) or make two a step (Heun) differ from it.
+    """
+    assert model.step is not None
+    times = model.family.times(steps)
+    x = x0 if model.noise is None else model.noise(x0, cond)
+    for s, t in zip(times[:-1], times[1:], strict=True):
+        if model.family.renoises:
+            x = jump(model.step, x, s, 1.0, cond)
+            x = interpolate(model.path, randn_like(x, rng), x, t) if t < 1 and rng is not None else x
+        else:
+            x = jump(model.step, x, s, t, cond)
+    return x
+
+
+@dataclass(frozen=True)
+class ScaledNoise:
+    """Noise times a number: samplers that start from other than unit variance."""
+
+    scale: float
+
+    def __call__(self, x0: Tensor, cond: Cond) -> Tensor:
+        """[b *d]."""
+        return self.scale * x0
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Prompts -> what the network is told, {name: [p ...]}; each distinct prompt is encoded once."""
+
+    family: Family
+    kept: dict[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Rows in the prompts' order."""
+        new = [q for q in dict.fromkeys(prompts) if q not in self.kept]
+        if len(self.kept) + len(new) > KEPT:
+            self.kept.clear()
+            new = list(dict.fromkeys(prompts))
+        if new:
+            rows = self.family.encode(new)
+            self.kept.update({q: {key: c[i].cpu() for key, c in rows.items()} for i, q in enumerate(new)})
+        place = self.family.pipe._execution_device
+        return {key: torch.stack([self.kept[q][key] for q in prompts]).to(place) for key in self.kept[prompts[0]]}
+
+
+def choices_of(given: Mapping[str, Any]) -> Choices:
+    """Choices by name; raises ValueError for a name that is none."""
+    fields = Choices.__dataclass_fields__
+    for key in given:
+        if key not in fields:
+            raise unknown("setting of a pipeline", key, [*fields, *LOADING])
+    return Choices(**given)
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in known:
+        raise ValueError(f"dtype={name!r} is unknown; known: {', '.join(known)}")
+    return known[name]
+
+
+def _pipeline_class(diffusers: Any, source: str | Path) -> str:  # noqa: ANN401
+    """The name of the class in model_index.json, which is in the folder or fetched."""
+    path = Path(source) / INDEX
+    if path.is_file():
+        try:
+            return str(json.loads(path.read_text(encoding="utf8"))["_class_name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); save or download the pipeline again") from error
+    try:
+        return str(diffusers.DiffusionPipeline.load_config(str(source))["_class_name"])
+    except OSError as error:
+        raise OSError(
+            f"model={str(source)!r} is no folder with {INDEX}, and cannot be fetched from the hub "
+            f"({_first_line(error)}); check the name and the connection, or name a local folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
