@@ -14,18 +14,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves, objectives, posterior
-    from steer.api import sample
+    from steer.api import pipeline, sample
     from steer.finetuning import finetune
     from steer.flow_map import jump, velocity
     from steer.learning import train
+    from steer.many import sample_many
     from steer.models import Model, load_model, save_model
     from steer.particles import Particles, Trace
     from steer.samples import Samples
 
 __all__ = [
     "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "finetune", "interpolants", "jump",
-    "load_model", "lookahead", "methods", "metrics", "models", "moves", "objectives", "posterior", "sample",
-    "save_model", "train", "velocity",
+    "load_model", "lookahead", "methods", "metrics", "models", "moves", "objectives", "pipeline", "posterior",
+    "sample", "sample_many", "save_model", "train", "velocity",
 ]  # fmt: skip
 
 _MODULE_OF = {
@@ -36,7 +37,9 @@ _MODULE_OF = {
     "finetune": "finetuning",
     "jump": "flow_map",
     "load_model": "models",
+    "pipeline": "api",
     "sample": "api",
+    "sample_many": "many",
     "save_model": "models",
     "train": "learning",
     "velocity": "flow_map",

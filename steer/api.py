@@ -1,9 +1,10 @@
 """`sample`: the only place where prompts, rewards, models and methods meet."""
 
 import dataclasses
+import functools
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from steer.methods import BestOfN
 from steer.models import Model, load_model
 from steer.problem import Problem, Scored, generators
 from steer.progress import bar
-from steer.report import Spent, judge_for, make_report
+from steer.report import Facts, Spent, judge_for, judged_by, make_report
 from steer.samples import Samples
+from steer.spreading import shares_of
 
 PLAIN_STEPS = 4  # network calls of an unsteered picture
 ENOUGH = 8  # plain pictures a prompt at least, to measure the spread of their rewards
@@ -52,6 +54,7 @@ def sample(
     chunk: int | Mapping[str, int] | None = None,
     compile: bool = False,
     checkpoint: bool = False,
+    spread: str | None = None,
 ) -> Samples:
     """Draw n pictures a prompt from p(x1 | prompt) exp(reward(x1) / temperature), as well as the method can.
 
@@ -81,6 +84,10 @@ def sample(
             pictures stay the same up to rounding.
         compile: put the flow through torch.compile, which needs a compiler on the machine; faster in long runs only.
         checkpoint: keep no activations of the flow for gradients, see `steer.flow_map.Checkpointed`.
+        spread: "particles" shares the rows of the network and of the reward among the processes that
+            `accelerate launch` or torchrun started, each of which calls this with the same arguments and gets the same
+            samples; `chunk` is what each computes at once. See `steer.spreading`; `steer.sample_many` gives each
+            process prompts of its own.
 
     Returns:
         Samples: pictures, weights and rewards, the plain pictures from the same noise, the trace, and a report.
@@ -97,15 +104,13 @@ def sample(
     check_method(method)
     chunks = Chunks.of(chunk)
     score = check_reward(reward)
+    shares, device = shares_of(spread, device)
     place = check_device(device)
-    if compile:
-        check_compiler(place)
-    model = model if isinstance(model, Model) else load_model(model, place)
-    model = dataclasses.replace(model, flow=compiled(model.flow)) if compile else model
-    seed = int(torch.Generator().seed() % 2**63) if seed is None else int(seed)
-    rng = generators(prompts, seed)
+    model = ready(model, place, compile)
+    seed = shares.agree(lambda: drawn_seed(seed))
+    rng, progress = generators(prompts, seed), progress and shares.rank == 0
     with torch.no_grad():
-        problem = Problem(model, prompts, score, place, chunks, checkpoint)
+        problem = Problem(model, prompts, score, place, chunks, checkpoint, shares)
         x0 = problem.noise(n, rng)
         asked = Asked(score, problem.has_gradient(x0), len(prompts), n, want, steps, temperature, budget)
         chosen = choose(method, asked)
@@ -114,15 +119,48 @@ def sample(
         with bar(progress, "unsteered", PLAIN_STEPS * len(prompts) * max(n, ENOUGH)) as tick:
             more = problem.noise(max(ENOUGH - n, 0), rng)
             plain, before = problem.run(BestOfN(PLAIN_STEPS), torch.cat([x0, more], 1), rng, tick)
-        chosen = chosen if chosen.origin else _measure(chosen, plain.rewards, score, prompts)
+        chosen = chosen if chosen.origin else _measure(chosen, plain.rewards, score, prompts, shares.rank == 0)
         with bar(progress, chosen.name, _rows(chosen, x0)) as tick:
             particles, spent = problem.run(chosen.method, x0, rng, tick, chosen.temperatures)
         result = _samples(problem, particles, plain, spent)
-        report = make_report(result, model, chosen, score, judge, seed, before, spent, chunks)
+        judged = judged_by(judge, result, chunks, shares)
+        told = shares.told() if shares.world > 1 else None
+        said = rewards.assumed(score)
+        facts = Facts(model.name, rewards.name_of(score), chosen, judged, seed, before, spent, told, said)
+        report = make_report(result, facts)
     report["cost"]["seconds"] = time.perf_counter() - start
-    for text in report["warnings"]:
+    for text in report["warnings"] if shares.rank == 0 else ():
         warnings.warn(text, stacklevel=2)
-    return dataclasses.replace(result, report=report)
+    return dataclasses.replace(result, report=report, facts=facts)
+
+
+def pipeline(pipe: Any, **choices: Any) -> Callable[..., Samples]:  # noqa: ANN401
+    """`sample` with a diffusers pipeline that is loaded already as its model.
+
+        steered = steer.pipeline(pipe)
+        out = steered("a red heart", reward="clip", method="smc", n=8)
+
+    The pipeline's weights are shared, and frozen. **choices: see `steer.models.families.base.Choices`.
+
+    Raises:
+        ValueError: the pipeline's class is not known, or a choice does not fit it.
+    """
+    from steer.models.diffusers import choices_of, from_pipeline
+
+    return functools.partial(sample, model=from_pipeline(pipe, choices_of(choices)))
+
+
+def ready(model: str | Model, place: torch.device, compile: bool) -> Model:
+    """The model, loaded, and compiled where that is asked for."""
+    if compile:
+        check_compiler(place)
+    model = model if isinstance(model, Model) else load_model(model, place)
+    return dataclasses.replace(model, flow=compiled(model.flow)) if compile else model
+
+
+def drawn_seed(seed: int | None) -> int:
+    """The seed, or one that nobody chose."""
+    return int(torch.Generator().seed() % 2**63) if seed is None else int(seed)
 
 
 def _samples(problem: Problem, steered: Scored, plain: Scored, spent: Spent) -> Samples:
@@ -144,11 +182,11 @@ def _rows(chosen: Chosen, x0: Tensor) -> int | None:
     return None if steps is None else (steps + chosen.method.needs_gradient) * x0.shape[0] * x0.shape[1]
 
 
-def _measure(chosen: Chosen, r: Tensor, score: rewards.Reward, prompts: list[str]) -> Chosen:
-    """At a temperature, for each prompt, of a quarter of the spread of its plain rewards r [p n]."""
+def _measure(chosen: Chosen, r: Tensor, score: rewards.Reward, prompts: list[str], tell: bool) -> Chosen:
+    """At a temperature, for each prompt, of a quarter of the spread of its plain rewards r [p n]; tells of none."""
     spreads = [spread_within(row) for row in r]
     flat = [q for q, row, s in zip(prompts, r, spreads, strict=True) if not s > 1e-6 * _size(row)]
-    if flat:
+    if flat and tell:
         warnings.warn(
             f"reward {rewards.name_of(score)!r} gives all plain pictures of a prompt the same score ({flat[0]!r}): "
             "there is nothing to choose by, and no temperature to measure. temperature=1 is used there; check the "

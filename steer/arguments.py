@@ -51,9 +51,9 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def check_reward(given: object) -> rewards.Reward:
+def check_reward(given: object, compare: bool = True) -> rewards.Reward:
     """A name is looked up in configs/reward; anything else is what `rewards.to_reward` makes of it."""
-    return settings.build("reward", given) if isinstance(given, str) else rewards.to_reward(given)
+    return settings.build("reward", given) if isinstance(given, str) else rewards.to_reward(given, compare=compare)
 
 
 def check_method(method: object) -> None:

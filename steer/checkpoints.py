@@ -105,15 +105,16 @@ def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 (what JSON hol
     """JSON under a temporary name, then renamed; numbers that JSON lacks become words."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(_plain(content), indent=1, allow_nan=False), encoding="utf8")
+    part.write_text(json.dumps(plain(content), indent=1, allow_nan=False), encoding="utf8")
     os.replace(part, path)
 
 
-def _plain(content: Any) -> Any:  # noqa: ANN401
+def plain(content: Any) -> Any:  # noqa: ANN401
+    """The same with words for numbers that JSON lacks."""
     if isinstance(content, dict):
-        return {key: _plain(v) for key, v in content.items()}
+        return {key: plain(v) for key, v in content.items()}
     if isinstance(content, list):
-        return [_plain(v) for v in content]
+        return [plain(v) for v in content]
     return str(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -61,6 +61,10 @@ class Chosen:
         method = dataclasses.replace(self.method, temperature=mean)
         return dataclasses.replace(self, method=method, temperatures=tuple(temperatures), origin=origin)
 
+    def part(self, rows: slice) -> "Chosen":
+        """The same for some of the prompts."""
+        return self.at(list(self.temperatures[rows]), self.origin) if self.temperatures else self
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:

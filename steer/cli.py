@@ -1,14 +1,16 @@
-"""The command line: `steer sample`, `train`, `finetune`, `bench` and `list`, each with hydra overrides after it."""
+"""The command line: `steer sample`, `train`, `finetune`, `serve-reward`, `bench` and `list`, with hydra overrides."""
 
 import json
+import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from steer.printing import as_json, print_summary, print_table
 from steer.settings import CONFIGS, names, unknown
 from steer.stopping import Stopped
 
@@ -21,15 +23,19 @@ usage: steer COMMAND [KEY=VALUE ...] [--debug]
   steer sample prompt="a house" reward="{clip: 1, redness: 50}" budget=512
   steer sample prompt="a house" method=smc method.ess_threshold=0.8
   steer sample prompt="a house" want=best budget=256 chunk.decoder=16
+  steer sample prompts=prompts.txt reward=clip out=many    a folder for each prompt; goes on where it was ended
+  accelerate launch -m steer sample prompts=prompts.txt    each process takes its share of the prompts
+  accelerate launch -m steer sample spread=particles n=256 each takes its share of one prompt's pictures
   steer sample --help                                      every key, with its default
   steer train experiment=emoji                             the embedded model from scratch; out=runs/emoji
   steer train data=folder data.path=pictures network=patches out=runs/mine
   steer train model=runs/mine teacher=runs/mine objective=distil out=runs/fast
   steer finetune model=emoji reward=clip objective=nft     a model whose plain samples score high; out=runs/finetune
   steer finetune model=shapes reward=my_file.py:score prompts=prompts.txt objective=grpo
+  steer serve-reward reward=clip port=8123                 for another machine's reward=remote reward.url=http://...
   steer bench NAME [fast=true]                             print figures and write them; NAME: exact, embedded,
                                                            values, compositional,
-                                                           training, finetune, overhead
+                                                           training, finetune, overhead, scale
   steer list                                               models, methods, rewards, objectives, ... by name
 
 Errors are one line and exit with 2; --debug shows where they came from. Errors of your own reward are shown whole.
@@ -57,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_about_input(error):
             raise
-        print("steer: " + " ".join(str(error).split()), file=sys.stderr)
+        told = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        print("steer: " + " ".join(told.split()), file=sys.stderr)
         return 2
 
 
@@ -74,7 +81,10 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if {"-h", "--help"} & set(overrides):
-        print(USAGE if command == "list" else (CONFIGS / f"{command}.yaml").read_text(encoding="utf8"), end="")
+        print(
+            USAGE if command == "list" else (CONFIGS / f"{command.partition('-')[0]}.yaml").read_text(encoding="utf8"),
+            end="",
+        )
         return 0
     COMMANDS[command](overrides)
     return 0
@@ -121,12 +131,42 @@ def run_sample(overrides: list[str]) -> None:
     taken = ("reward", "method", "lookahead", "model", "out")
     plain = {key: _to_plain(config[key]) for key in config if key not in taken}
 
+    plain |= {"reward": reward, "method": method, "model": free.get("model") or str(config.model.name)}
+    prompts, prompt, batch = (plain.pop(key) for key in ("prompts", "prompt", "batch"))
+    if prompts is not None:
+        if any(o.startswith("prompt=") for o in overrides):
+            raise ValueError(f"prompts={prompts!r} and prompt={prompt!r} are both given; leave one of them out")
+        return _sample_many(prompts, {"out": folder, "batch": batch, **plain})
+    several = int(os.environ.get("WORLD_SIZE", "1"))
+    if several > 1 and not plain["spread"]:
+        raise ValueError(
+            f"{several} processes would each draw the same pictures; say spread=particles to share them out, or give "
+            "prompts=FILE to share out prompts"
+        )
+
     from steer import sample
 
-    model = free.get("model") or str(config.model.name)
-    out = sample(plain.pop("prompt"), reward=reward, method=method, model=model, **plain)
-    out.save(folder)
-    _print_summary(out.report, folder)
+    out = sample(prompt, **plain)
+    if several == 1 or _first():
+        out.save(folder)
+        print_summary(out.report, folder)
+
+
+def _sample_many(prompts: Any, given: dict[str, Any]) -> None:  # noqa: ANN401 (a file or a list)
+    """Each prompt into a folder of its own; the process that finishes last tells of all."""
+    from steer import sample_many
+
+    rows, folder = sample_many(prompts, **given), given["out"]
+    if (folder / "results.jsonl").exists():
+        best = [row["best"] for row in rows if row["best"] is not None]
+        mean = f", mean of the best {sum(best) / len(best):.4g}" if best else ""
+        print(f"wrote {folder}: {len(rows)} prompts{mean}; results.jsonl has a line of each")
+
+
+def _first() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def _method(config: Any) -> Any:  # noqa: ANN401
@@ -150,12 +190,10 @@ def run_train(overrides: list[str]) -> None:
     plain = {key: _to_plain(config[key]) for key in config if key not in ("objective", "data", "experiment")}
     plain |= {key: tuple(plain[key]) for key in ("betas", "ema")}
 
-    from accelerate import PartialState
-
     from steer import train
 
     train(data=data, objective=objective, **plain)
-    if PartialState().is_main_process:
+    if _first():
         print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
 
 
@@ -171,16 +209,26 @@ def run_finetune(overrides: list[str]) -> None:
     plain = {key: _to_plain(config[key]) for key in config if key not in taken}
     plain |= {key: tuple(plain[key]) for key in ("betas", "ema")}
 
-    from accelerate import PartialState
-
     from steer import finetune
 
     model = free.get("model") or str(config.model.name)
     finetune(model, reward, plain.pop("prompts"), objective=objective, **plain)
-    if PartialState().is_main_process:
+    if _first():
         report = json.loads((Path(config.out) / "report.json").read_text(encoding="utf8"))
         print(report["words"])
         print(f"wrote {config.out}; steer.load_model({str(config.out)!r}) reads it")
+
+
+def run_serve(overrides: list[str]) -> None:
+    """`steer serve-reward`: a reward over HTTP, until a signal ends it."""
+    from hydra.utils import instantiate
+
+    from rewards import serve
+
+    overrides, free = _take_free(overrides)
+    config = _compose("serve", overrides)
+    reward = _free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
+    serve(reward, config.host, config.port, device=config.device, most_bytes=config.most_bytes)
 
 
 def run_bench(overrides: list[str]) -> None:
@@ -196,11 +244,11 @@ def run_bench(overrides: list[str]) -> None:
     tables = run(name, fast=config.fast)
     for title, rows in tables.items():
         if len(rows) <= LONG:
-            _print_table(title, rows)
+            print_table(title, rows)
         else:
             print(f"{title}: {len(rows)} rows, in {name}.csv")
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"json": _json(tables), "csv": as_csv(tables), "png": plot(name, tables)}
+    files = {"json": as_json(tables), "csv": as_csv(tables), "png": plot(name, tables)}
     for kind, content in files.items():
         if content is not None:
             write_bytes(content, folder / f"{name}.{kind}")
@@ -212,13 +260,14 @@ def run_list(overrides: list[str]) -> None:
     if overrides:
         raise ValueError(f"steer list takes no settings, got {overrides[0]!r}; leave it out")
     groups = ("model", "method", "lookahead", "reward", "data", "objective", "tuning", "network", "experiment")
-    _print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
+    print_table("names", [{"group": group, "names": ", ".join(names(group))} for group in groups])
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": run_sample,
     "train": run_train,
     "finetune": run_finetune,
+    "serve-reward": run_serve,
     "bench": run_bench,
     "list": run_list,
 }
@@ -327,56 +376,3 @@ def _to_plain(value: Any) -> Any:  # noqa: ANN401
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def _print_summary(report: Mapping[str, Any], folder: Path) -> None:
-    """What happened, on stdout: scores, cost, warnings, and where the files are."""
-    columns = ("unsteered", "steered", "weighted", "best")
-    rows = [
-        {"mean score": scores["name"], **{c: scores.get(c) for c in columns}}
-        for scores in (report["reward"], report.get("held_out"))
-        if scores
-    ]
-    method, cost = report["method"]["name"], report["cost"]["steered"]
-    _print_table(f"{', '.join(report['prompts'])}: {method}, temperature {_cell(report['temperature'])}", rows)
-    seconds = report["cost"]["seconds"]
-    print(f"{cost['calls']:.0f} network calls and {cost['reward_calls']:.0f} scored pictures a prompt; {seconds:.1f} s")
-    print(f"wrote {folder}")
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    numeric = {c for c in columns if all(isinstance(row.get(c), int | float | None) for row in rows)}
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left")
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console = Console()
-    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=400), table).maximum)
-    console.print(table)  # lines too long for a terminal wrap there; a squeezed table could not be read at all
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _json(content: Any) -> bytes:  # noqa: ANN401 (rows of numbers and words)
-    """Strict JSON: numbers that it lacks become null."""
-    import json
-    import math
-
-    def finite(value: Any) -> Any:  # noqa: ANN401
-        if isinstance(value, dict):
-            return {key: finite(v) for key, v in value.items()}
-        if isinstance(value, list):
-            return [finite(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode("utf8")

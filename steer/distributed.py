@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 STATE = "state."
 
@@ -30,6 +30,16 @@ def make_accelerator(precision: str, tracker: str | None, folder: Path) -> "Acce
     if accelerator.num_processes > 1:
         _part_at_exit()
     return accelerator
+
+
+def process_state(cpu: bool = False) -> "PartialState":
+    """Which of the processes of `accelerate launch` or torchrun this is, and its device; cpu: never an accelerator."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu)
+    if state.num_processes > 1:
+        _part_at_exit()
+    return state
 
 
 @cache

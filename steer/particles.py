@@ -64,6 +64,14 @@ class Trace:
         """The cost in the unit of budgets [p]: a forward row counts one, a backward row two more."""
         return self.forward + 2 * self.backward
 
+    def part(self, rows: slice) -> "Trace":
+        """That of some of the prompts."""
+        columns = {
+            name: None if (x := getattr(self, name)) is None else x[:, rows] for name in ("ess", "resampled", "push")
+        }
+        names = ("log_z", "forward", "backward", "reward_calls", "ancestors")
+        return dataclasses.replace(self, **columns, **{name: getattr(self, name)[rows] for name in names})
+
 
 def normalise(log_w: Tensor) -> Tensor:
     """Log-weights [p n] whose exponentials sum to one in each row; raises ValueError on a row of -inf alone or NaN."""

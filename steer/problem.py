@@ -19,6 +19,7 @@ from steer.models.noise import start
 from steer.particles import Trace
 from steer.progress import Observed
 from steer.report import Spent
+from steer.spreading import Shares, Spread
 
 Tick = Callable[[int], None]
 
@@ -46,13 +47,17 @@ class Scored:
 class Scores:
     """The reward of latents, over each prompt's temperature: decoding and scoring in chunks.
 
-    Lazy: with the keyword `where` only those latents are decoded and scored.
+    Lazy: with the keyword `where` only those latents are decoded and scored. Of several processes each decodes and
+    scores its share, and no picture is scored twice.
     """
 
     lazy = True
 
-    def __init__(self, model: Model, prompts: list[str], score: rewards.Reward, chunks: Chunks) -> None:
+    def __init__(
+        self, model: Model, prompts: list[str], score: rewards.Reward, chunks: Chunks, shares: Shares | None = None
+    ) -> None:
         self.model, self.prompts, self.score, self.chunks = model, prompts, score, chunks
+        self.shares = shares or Shares()
         self.scale: Tensor | None = None
         self.seconds = 0.0
 
@@ -75,10 +80,23 @@ class Scores:
 
     def _of(self, x: Tensor, prompts: list[str]) -> Tensor:
         """Raw rewards [b] of latents x [b *d]."""
+        mine = self.shares.mine(len(x))
         if torch.is_grad_enabled() and x.requires_grad:
-            return AtOnce.apply(x, lambda x: self._with_gradient(x, prompts))
-        parts = slices(len(x), self.chunks.decoder)
-        return torch.cat([self._rewards(self.pictures(x[part]), prompts[part]) for part in parts])
+            return AtOnce.apply(x, lambda x: self._gathered(x, *self._with_gradient(x[mine], prompts[mine])))
+        own, texts = x[mine], prompts[mine]
+        parts = [self._rewards(self.pictures(own[part]), texts[part]) for part in slices(len(own), self.chunks.decoder)]
+        return self.shares.gather(torch.cat([x.new_empty(0), *parts]), len(x))
+
+    def _gathered(self, x: Tensor, scores: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Scores [b] and their gradient [b *d] of all processes, or None for it, in one exchange."""
+        if self.shares.world == 1:
+            return scores, gradient
+        known = x.new_zeros(len(scores), 2 + x[0].numel())
+        known[:, 0], known[:, 1] = scores, float(gradient is not None)
+        if gradient is not None:
+            known[:, 2:] = gradient.flatten(1)
+        known = self.shares.gather(known, len(x))
+        return known[:, 0].clone(), known[:, 2:].view_as(x) if bool(known[:, 1].all()) else None
 
     def _rewards(self, images: Tensor, prompts: list[str]) -> Tensor:
         return torch.cat([self._score(images[part], prompts[part]) for part in slices(len(images), self.chunks.reward)])
@@ -105,7 +123,8 @@ class Scores:
             if slope is not None and images.requires_grad:
                 with Within("decoder", self.chunks.decoder):
                     gradients += torch.autograd.grad(images, leaf, slope)
-        return torch.cat(scores), torch.cat(gradients) if len(gradients) == len(scores) else None
+        slope = torch.cat([x[:0], *gradients]) if len(gradients) == len(scores) else None
+        return torch.cat([x.new_empty(0), *scores]), slope
 
     def _slope(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Raw rewards [b] of pictures and their gradient in them."""
@@ -130,6 +149,7 @@ class Problem:
         place: the device, where `model.encode` gives nothing that has one.
         chunks: how much is computed at once.
         checkpoint: keep no activations of the flow for a gradient, see `steer.flow_map.Checkpointed`.
+        shares: of the processes that run this problem together; the chunks are what each computes at once.
     """
 
     def __init__(
@@ -140,8 +160,9 @@ class Problem:
         place: torch.device,
         chunks: Chunks | None = None,
         checkpoint: bool = False,
+        shares: Shares | None = None,
     ) -> None:
-        self.model, self.prompts, self.score = model, prompts, score
+        self.model, self.prompts, self.score, self.shares = model, prompts, score, shares or Shares()
         self.chunks, self.checkpoint = chunks or Chunks(), checkpoint
         self.cond: Mapping[str, Tensor] | None = model.encode(prompts)
         self.device = next(iter(self.cond.values())).device if self.cond else place
@@ -175,23 +196,26 @@ class Problem:
 
         Prompts go in groups where a gradient for one particle of each would be more rows than `chunks.network`.
         """
-        size = max(1, self.chunks.network // _held(method)) if method.needs_gradient else len(self.prompts)
-        start, flow = time.perf_counter(), Observed(self.model.flow, tick)
+        world = self.shares.world
+        size = max(1, world * self.chunks.network // _held(method)) if method.needs_gradient else len(self.prompts)
+        start, flow = time.perf_counter(), Observed(self.model.flow, lambda rows: tick(rows * world))
+        chunked = Chunked(Checkpointed(flow) if self.checkpoint else flow, self.chunks.network)
+        spread = Spread(chunked, self.shares)
         runs, scoring = [], 0.0
         for rows in slices(len(self.prompts), size):
-            part, scores = self._part(method, flow, x0, rng, temperatures, rows)
+            part, scores = self._part(method, spread, x0, rng, temperatures, rows)
             runs.append(part)
             scoring += scores.seconds
         known = Scored(*(torch.cat([getattr(s, f) for s, _ in runs]) for f in ("x", "log_w", "rewards")))
         trace = join([trace for _, trace in runs])
         total = time.perf_counter() - start
         seconds = {"network": flow.seconds, "decoding_and_reward": scoring, "total": total}
-        return known, Spent(trace, seconds, (flow.rows - int(trace.forward.sum())) / len(self.prompts))
+        return known, Spent(trace, seconds, world * (flow.rows - spread.count) / len(self.prompts))
 
     def _part(
         self,
         method: Any,  # noqa: ANN401
-        flow: Observed,
+        flow: Spread,
         x0: Tensor,
         rng: list[torch.Generator],
         temperatures: Sequence[float] | None,
@@ -199,13 +223,12 @@ class Problem:
     ) -> tuple[tuple[Scored, Trace], Scores]:
         """The run of some of the prompts."""
         cond = None if self.cond is None else {key: c[rows] for key, c in self.cond.items()}
-        scores = Scores(self.model, self.prompts[rows], self.score, self.chunks)
+        scores = Scores(self.model, self.prompts[rows], self.score, self.chunks, self.shares)
         if temperatures is not None and all(map(math.isfinite, temperatures)):
             method = dataclasses.replace(method, temperature=1.0)
             scores.scale = x0.new_tensor(list(temperatures[rows]))[:, None]
-        chunked = Chunked(Checkpointed(flow) if self.checkpoint else flow, self.chunks.network)
         with Within("network", self.chunks.network):
-            particles, trace = method(chunked, self.model.path, scores, x0[rows], cond, rng=rng[rows])
+            particles, trace = method(flow, self.model.path, scores, x0[rows], cond, rng=rng[rows])
         r = scores(particles.x) if particles.rewards is None else particles.rewards
         r = r if scores.scale is None else r * scores.scale
         return (Scored(particles.x.detach(), particles.log_w.detach(), r.detach()), trace), scores
@@ -213,8 +236,9 @@ class Problem:
     def pictures(self, x1: Tensor) -> Tensor:
         """Pictures [p m 3 h w] of latents [p m *d]."""
         scores, flat = Scores(self.model, self.prompts, self.score, self.chunks), x1.flatten(0, 1)
-        parts = [scores.pictures(flat[part]) for part in slices(len(flat), self.chunks.decoder)]
-        return torch.cat(parts).unflatten(0, x1.shape[:2])
+        own = flat[self.shares.even(len(flat))]
+        parts = [scores.pictures(own[part]) for part in slices(len(own), self.chunks.decoder)]
+        return self.shares.gather(torch.cat(parts), len(flat)).unflatten(0, x1.shape[:2])
 
 
 def _held(method: Any) -> int:  # noqa: ANN401

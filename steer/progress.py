@@ -29,8 +29,8 @@ class Observed:
 
 
 @contextmanager
-def bar(shown: bool, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
-    """A line on stderr with the network's rows so far, of `rows` where known; nothing where stderr is no terminal."""
+def bar(shown: bool, name: str, rows: int | None, what: str = "rows") -> Iterator[Callable[[int], None]]:
+    """A line on stderr with the rows, or `what`, so far, of `rows` where known; nothing where stderr is no terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -39,7 +39,7 @@ def bar(shown: bool, name: str, rows: int | None) -> Iterator[Callable[[int], No
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    count = TextColumn("{task.completed} of {task.total} rows" if rows else "{task.completed} rows")
+    count = TextColumn("{task.completed}" + (" of {task.total} " if rows else " ") + what)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), count, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=rows)

@@ -17,7 +17,7 @@ def read(source: str | Path) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"prompts={str(source)!r} is no file; give a text file with a prompt a line, or a list")
-    lines = (line.strip() for line in path.read_text(encoding="utf8").splitlines())
+    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise ValueError(f"prompts={str(source)!r} holds no prompt; write one a line")

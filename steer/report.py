@@ -13,6 +13,7 @@ from steer.chunks import Chunks, Within
 from steer.models import Model
 from steer.particles import Trace, ess
 from steer.samples import Samples, finite
+from steer.spreading import Shares
 
 JUDGES = {"emoji": "clip-judge"}  # model: the reward that is never optimised, trained for its pictures
 FEW = 0.1  # no more distinct survivors than this share of the particles is a collapse
@@ -25,6 +26,44 @@ class Spent(NamedTuple):
     trace: Trace
     seconds: dict[str, float]
     recomputed: float
+
+    def part(self, rows: slice) -> "Spent":
+        """That of some of the prompts, and their share of the seconds."""
+        trace = self.trace.part(rows)
+        share = len(trace.log_z) / len(self.trace.log_z)
+        return Spent(trace, {name: share * s for name, s in self.seconds.items()}, self.recomputed)
+
+
+class Judged(NamedTuple):
+    """The name of a reward that was not optimised, and its scores [p n] of plain pictures and of steered ones."""
+
+    name: str
+    unsteered: Tensor
+    steered: Tensor
+
+
+class Facts(NamedTuple):
+    """What a report tells besides what the samples hold.
+
+    model, reward: their names. processes: what `steer.spreading.Shares.told` says, where there are several.
+    assumed: how a function of the user's is called, see `rewards.assumed`.
+    """
+
+    model: str
+    reward: str
+    chosen: Chosen
+    judged: Judged | None
+    seed: int
+    plain: Spent
+    steered: Spent
+    processes: dict[str, float] | None = None
+    assumed: str | None = None
+
+    def part(self, rows: slice) -> "Facts":
+        """Those of some of the prompts."""
+        judged = self.judged and Judged(self.judged.name, self.judged.unsteered[rows], self.judged.steered[rows])
+        chosen, plain, steered = (x.part(rows) for x in (self.chosen, self.plain, self.steered))
+        return self._replace(chosen=chosen, judged=judged, plain=plain, steered=steered)
 
 
 def judge_for(model: Model, score: rewards.Reward, device: torch.device) -> rewards.Reward | None:
@@ -40,38 +79,50 @@ def judge_for(model: Model, score: rewards.Reward, device: torch.device) -> rewa
     return judge
 
 
-def make_report(
-    samples: Samples,
-    model: Model,
-    chosen: Chosen,
-    score: rewards.Reward,
-    judge: rewards.Reward | None,
-    seed: int,
-    plain: Spent,
-    steered: Spent,
-    chunks: Chunks,
-) -> dict[str, Any]:
+def judged_by(judge: rewards.Reward | None, samples: Samples, chunks: Chunks, shares: Shares) -> Judged | None:
+    """All pictures scored by the reward that was not optimised, each process's share by itself; None without one."""
+    if judge is None:
+        return None
+    p, n = samples.rewards.shape
+    mine = shares.mine(p * n)
+    prompts = [q for q in samples.prompts for _ in range(n)][mine]
+
+    def of(images: Tensor) -> Tensor:
+        own = images.flatten(0, 1)[mine]
+        with Within("reward", chunks.reward):
+            r = rewards.Chunked(judge, chunks.reward)(own, prompts) if prompts else own.new_empty(0)
+        return shares.gather(r, p * n).view(p, n)
+
+    return Judged(rewards.name_of(judge), of(samples.unsteered), of(samples.images))
+
+
+def make_report(samples: Samples, facts: Facts) -> dict[str, Any]:
     """Numbers and words as report.json holds them: strict JSON, None where there is no number."""
+    chosen, judged = facts.chosen, facts.judged
     settings = _settings(chosen.method)
     if "lookahead" in vars(chosen.method):
         look = chosen.method.lookahead
         settings["lookahead"] = {"name": type(look).__name__, **_settings(look)}
     report: dict[str, Any] = {
         "prompts": samples.prompts,
-        "model": model.name,
+        "model": facts.model,
         "method": {"name": chosen.name, **settings},
         "temperature": finite(float(getattr(chosen.method, "temperature", float("nan")))),
         "temperatures": None if chosen.temperatures is None else [finite(t) for t in chosen.temperatures],
         "temperature_origin": chosen.origin,
-        "seed": seed,
+        "seed": facts.seed,
         "particles": samples.rewards.shape[1],
-        "reward": {"name": rewards.name_of(score), **_compare(samples, samples.unsteered_rewards, samples.rewards)},
-        "held_out": _held_out(samples, judge, chunks),
-        "survivors": _survivors(samples, steered.trace),
-        "push": _push(steered.trace),
+        "reward": {
+            "name": facts.reward,
+            "assumed": facts.assumed,
+            **_compare(samples, samples.unsteered_rewards, samples.rewards),
+        },
+        "held_out": judged and {"name": judged.name, **_compare(samples, judged.unsteered, judged.steered)},
+        "survivors": _survivors(samples, facts.steered.trace),
+        "push": _push(facts.steered.trace),
         "diversity": {"unsteered": _diversity(samples.unsteered), "steered": _diversity(samples.images)},
-        "log_z": [finite(z) for z in steered.trace.log_z.tolist()],
-        "cost": {"unsteered": _cost(plain), "steered": _cost(steered)},
+        "log_z": [finite(z) for z in facts.steered.trace.log_z.tolist()],
+        "cost": {"unsteered": _cost(facts.plain), "steered": _cost(facts.steered)},
         "pictures": {
             "rewards": _rows(samples.rewards),
             "log_weights": _rows(samples.log_w),
@@ -80,6 +131,8 @@ def make_report(
         "versions": {"steer": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(samples.images.device),
     }
+    if facts.processes:
+        report["cost"]["processes"] = facts.processes
     return report | {"warnings": [*chosen.notes, *_warnings(report, chosen)]}
 
 
@@ -114,20 +167,6 @@ def _compare(samples: Samples, before: Tensor, after: Tensor) -> dict[str, float
         "best": _mean(best),
         "error": (kept.std() / len(kept) ** 0.5).item() if len(kept) > 1 else None,
     }
-
-
-def _held_out(samples: Samples, judge: rewards.Reward | None, chunks: Chunks) -> dict[str, Any] | None:
-    """Scores by the reward that was not optimised, beside those of the plain pictures."""
-    if judge is None:
-        return None
-    n = samples.images.shape[1]
-    prompts = [q for q in samples.prompts for _ in range(n)]
-
-    def of(images: Tensor) -> Tensor:
-        with Within("reward", chunks.reward):
-            return rewards.Chunked(judge, chunks.reward)(images.flatten(0, 1), prompts).unflatten(0, images.shape[:2])
-
-    return {"name": rewards.name_of(judge), **_compare(samples, of(samples.unsteered), of(samples.images))}
 
 
 def _survivors(samples: Samples, trace: Trace) -> dict[str, float]:

@@ -50,18 +50,18 @@ def check_same(there: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -
             raise ValueError(f"{key}={new[key]}, but the run in {folder} began with {old[key]}; {cure}")
     for key in sorted(now.keys() - {"settings", "some_rows"}):
         if key in there and there[key] != now[key]:
-            what = _difference(key, there[key], now[key])
+            what = difference(key, there[key], now[key])
             raise ValueError(f"{what}, in the run in {folder}; {cure}")
     if "some_rows" in there and not _close(there["some_rows"], now["some_rows"]):
         raise ValueError(f"the rows of data are others than those that the run in {folder} began with; {cure}")
 
 
-def _difference(key: str, old: object, new: object) -> str:
+def difference(key: str, old: object, new: object) -> str:
     """Where two descriptions differ, as deep inside as can be told."""
     if isinstance(old, dict) and isinstance(new, dict) and old.get("class") == new.get("class"):
         for inner in sorted(old.keys() & new.keys()):
             if old[inner] != new[inner]:
-                return _difference(f"{key}.{inner}", old[inner], new[inner])
+                return difference(f"{key}.{inner}", old[inner], new[inner])
     return f"{key}={new} was {old}"
 
 

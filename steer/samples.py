@@ -29,6 +29,7 @@ class Samples:
     trace: what the method did (times, ESS, log Z, calls); see steer.Trace.
     unsteered, unsteered_rewards: plain samples of the model from the same noise, and their rewards.
     report: costs, settings and held-out figures, as plain numbers and words (what report.json holds).
+    facts: what the report was made of, see `steer.report.Facts`.
     """
 
     prompts: list[str]
@@ -39,6 +40,7 @@ class Samples:
     unsteered: Tensor = field(repr=False)
     unsteered_rewards: Tensor = field(repr=False)
     report: dict[str, Any] = field(repr=False, default_factory=dict)
+    facts: Any = field(repr=False, default=None)
 
     @property
     def best_index(self) -> Tensor:
@@ -75,8 +77,7 @@ class Samples:
         for page, start in enumerate(range(0, len(self.prompts), PROMPTS_A_SHEET), 1):
             name = "sheet.png" if page == 1 else f"sheet-{page}.png"
             write_bytes(self.part(start, start + PROMPTS_A_SHEET).sheet(), folder / name)
-        report = json.dumps(self.report, indent=1, ensure_ascii=False, allow_nan=False)
-        write_bytes((report + "\n").encode("utf8"), folder / "report.json")
+        write_report(self.report, folder)
         return folder
 
     def part(self, start: int, stop: int) -> "Samples":
@@ -147,6 +148,12 @@ def write_bytes(data: bytes, path: Path) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write report.json, whole or not at all."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes((text + "\n").encode("utf8"), folder / "report.json")
 
 
 def to_pil(picture: Tensor) -> Any:  # noqa: ANN401 (PIL is imported where it is used)

@@ -130,7 +130,10 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["smaple"], "command='smaple' is unknown; known: sample, train, finetune, bench, list; did you mean 'sample'"),
+        (
+            ["smaple"],
+            "command='smaple' is unknown; known: sample, .*serve-reward, bench, list; did you mean 'sample'",
+        ),
         (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
         (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
         (["sample", "prompt="], "prompt='' holds an empty text"),
@@ -152,8 +155,8 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str) -> None:
         (["sample", "method=guidance", "reward=jpeg-size"], "follows the reward's gradient"),
         (
             ["bench", "exakt"],
-            "bench='exakt' is unknown; known: exact, embedded, values, compositional, overhead, training, finetune; "
-            "did you mean 'exact'",
+            "bench='exakt' is unknown; known: exact, embedded, values, compositional, overhead, training, finetune, "
+            "scale; did you mean 'exact'",
         ),
         (["list", "all"], "takes no settings"),
     ],
