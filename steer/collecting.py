@@ -75,10 +75,12 @@ class Each:
 
 @dataclass(frozen=True)
 class Advantages:
-    """``A = (r - mean r) / std r``, the mean over the n samples of a prompt, held within +-clip.
+    """``A = (r - mean r) / max(std r, least)``, the mean over the n samples of a prompt, held within +-clip.
 
     spread: over what the standard deviation is taken: "prompt" makes each prompt count alike, "all" (over the round,
     of what is left when each prompt's mean is taken off) keeps easy prompts, whose rewards hardly differ, quiet.
+    least: of that deviation, in units of the reward: where nearly all samples are good, the last faults then weigh as
+    much as before, not as all faults did together.
     Rejected samples (-inf) count as one standard deviation below the worst of the others.
 
     Source: "DeepSeekMath" (arXiv:2402.03300); "DiffusionNFT" (arXiv:2509.16117) takes "all".
@@ -86,8 +88,11 @@ class Advantages:
 
     spread: Literal["prompt", "all"] = "all"
     clip: float = 5.0
+    least: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.least >= 0:
+            raise ValueError(f"least must be at least 0, got {self.least}")
         if self.spread not in ("prompt", "all"):
             raise ValueError(f'spread must be "prompt" or "all", got {self.spread!r}')
         if not self.clip > 0:
@@ -100,7 +105,7 @@ class Advantages:
         off = off.masked_fill(off.abs() <= 1e-9 * r.abs().amax(1, keepdim=True), 0.0)
         std = off.square().mean(1, keepdim=True).sqrt()
         std = std.square().mean().sqrt() if self.spread == "all" else std
-        return (off / std.clamp_min(torch.finfo(off.dtype).tiny)).clamp(-self.clip, self.clip).float()
+        return (off / std.clamp_min(max(self.least, torch.finfo(off.dtype).tiny))).clamp(-self.clip, self.clip).float()
 
 
 def finite_rewards(r: Tensor) -> Tensor:

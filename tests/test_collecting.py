@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import PATHS, z_score
 from torch import Tensor
+from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
 from steer.collecting import Actor, Advantages, Chain, Noise, Pairs, Samples, Steered, finite_rewards, log_density
@@ -90,6 +91,14 @@ def test_advantages_are_held_within_the_clip() -> None:
     r[0, 3] = -1.0
     assert Advantages(clip=2.0)(r).min() == -2 and Advantages(clip=100)(r).min() < -9
     assert torch.equal(Advantages(clip=2.0)(r), Advantages(clip=100)(r).clamp(-2, 2))
+
+
+def test_a_small_spread_counts_at_least_so_much() -> None:
+    r = torch.tensor([[1.0, 3.0], [5.0, 15.0]])
+    assert_close(Advantages("prompt", least=2.0)(r), torch.tensor([[-0.5, 0.5], [-1.0, 1.0]]))
+    assert torch.equal(Advantages(least=0.5)(r), Advantages()(r))
+    with pytest.raises(ValueError, match="least"):
+        Advantages(least=-1.0)
 
 
 @pytest.mark.parametrize("spread", ["all", "prompt"])

@@ -1,12 +1,13 @@
 """Learning from good and bad samples by flow matching alone: DiffusionNFT, and its form for flow maps.
 
     share = A / (2 clip) + 1/2 in [0, 1];   v+ = (1-beta) v_old + beta v,   v- = (1+beta) v_old - beta v
-    loss = E share |x1(v+) - x1|^2 / m+ + (1 - share) |x1(v-) - x1|^2 / m-,   m = mean |x1(v) - x1|, no gradient
+    loss = E share |x1(v+) - x1|^2 / m+ + c (1 - share) |x1(v-) - x1|^2 / m-,   m = mean |x1(v) - x1|, no gradient
 
 x1(v) is the data that a velocity predicts at x_t = alpha x0 + beta x1. The gradient vanishes where
 ``v = v_old + E[(2 share - 1) (dI/dt - v_old) | x_t] / beta``: towards the good, away from the bad. Any solver may have
 made the samples, and no chance of a move is computed. (The published code also scales the first two terms by the clip
-over beta.)
+over beta.) That is c = 1; with c < 1 samples of no advantage hold the velocity to what the jumps make of it, which in
+long runs keeps it from running ahead of them.
 
 The map's form (MeanFlowNFT) puts ``V_{s,t} = v_{s,t} - (t - s) d/ds v_old,s,t`` in the place of v, the velocity that a
 jump from s to t stands for; the derivative goes along the path, by central differences.
@@ -35,6 +36,7 @@ class NegativeAware:
     Attributes:
         beta: how far v+ and v- lie from v_old; smaller moves further.
         clip: the advantage at which a sample is wholly good.
+        negative: c, how much the loss of the bad counts.
         kl: weight of |x1(v) - x1(v_ref)|^2, in the same units; without it the push away from the bad has no end.
         jumps: "follow" leaves the jumps to self-distillation, "mean_flow" learns them from the samples too.
         share: how much the loss of jumps that follow counts; of "mean_flow" the share of rows off the diagonal.
@@ -44,6 +46,7 @@ class NegativeAware:
 
     beta: float = 1.0
     clip: float = 2.5
+    negative: float = 1.0
     kl: float = 0.01
     jumps: Literal["follow", "mean_flow"] = "follow"
     share: float = 0.5
@@ -54,6 +57,8 @@ class NegativeAware:
     def __post_init__(self) -> None:
         if self.jumps not in ("follow", "mean_flow"):
             raise ValueError(f'jumps must be "follow" or "mean_flow", got {self.jumps!r}')
+        if not 0 <= self.negative <= 1:
+            raise ValueError(f"negative must lie in [0, 1], got {self.negative}")
         for name in ("beta", "clip", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -67,7 +72,7 @@ class NegativeAware:
         unit = step(model.path, rows.x, rows.s).clamp_min(LEAST)
         miss = unit * (old + correction - rows.slope)  # x1(v_old) - x1
         moved = unit * self.beta * (v - old)
-        loss = good * _relative(miss + moved) + (1 - good) * _relative(miss - moved)
+        loss = good * _relative(miss + moved) + self.negative * (1 - good) * _relative(miss - moved)
         told = {"miss": row_mean(miss.detach().square()).mean(), "moved": row_mean(moved.detach().square()).mean()}
         if self.kl:
             assert model.reference is not None
