@@ -23,7 +23,7 @@ class Moved(nn.Module):
 def gradient(advantage: float, negative: float) -> Tensor:
     flow, old = Moved(), Moved()
     x1 = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) + 1
-    batch = Batch(x1, None, {"advantage": torch.full((64,), advantage)})
+    batch = Batch(x1, more={"advantage": torch.full((64,), advantage)})
     goal = NegativeAware(negative=negative, kl=0.0, share=0.0)
     loss, _ = goal(Student(flow, average=old), batch, Shard(torch.Generator().manual_seed(1)))
     (g,) = torch.autograd.grad(loss, flow.by)
