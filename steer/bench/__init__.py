@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 Row = dict[str, object]
-TABLES = ("exact", "embedded", "values", "compositional", "overhead", "training", "finetune", "scale")
+TABLES = ("exact", "embedded", "values", "compositional", "overhead", "training", "finetune", "models", "scale")
 
 
 def run(name: str, fast: bool = False) -> dict[str, list[Row]]:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 import rewards
-from steer import metrics, settings
+from steer import settings
 from steer.api import sample
 from steer.methods import Method
 from steer.models import Model
+from steer.samples import Samples
 
 Row = dict[str, object]
-PARTICLES = {16: 4, 64: 8, 256: 16}  # at so many network calls a prompt; fewer where a method cannot divide these
+PARTICLES = {16: 4, 64: 8, 256: 16}  # from so many network calls a prompt on; fewer where a method cannot divide these
 BUDGETS = tuple(PARTICLES)
+COLUMNS = {"plain": "unsteered", "best": "best", "weighted": "weighted"}  # and what a report calls them
 
 
 def compare(model: Model, captions: list[str], reward: rewards.Reward, budgets: tuple[int, ...] = BUDGETS) -> list[Row]:
@@ -40,7 +42,7 @@ def compare(model: Model, captions: list[str], reward: rewards.Reward, budgets: 
 
 def most_particles(method: Method, budget: int) -> int | None:
     """The number of `PARTICLES`, halved until the method can divide the budget; None where it cannot even for one."""
-    n = PARTICLES.get(budget, max(PARTICLES.values()))
+    n = PARTICLES[max((calls for calls in PARTICLES if calls <= budget), default=min(PARTICLES))]
     while n >= 1:
         try:
             method.with_budget(budget, n)
@@ -58,21 +60,23 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a report warns of is in the columns
         out = sample(captions, reward=reward, model=model, method=method, n=n, budget=budget, seed=2, progress=False)
-    judge, weights = rewards.get("clip-judge"), out.log_w.exp()
-    before, after = (score(judge, images, captions) for images in (out.unsteered, out.images))
-    best = after.gather(1, out.best_index[:, None])[:, 0]
-    return {
-        "calls": out.trace.calls.float().mean().item(),
-        "judge, plain": before.mean().item(),
-        "judge, best": best.mean().item(),
-        "judge, weighted": (weights * after).sum(1).mean().item(),
-        "optimised, plain": out.unsteered_rewards.mean().item(),
-        "optimised, best": out.rewards.amax(1).mean().item(),
-        "optimised, weighted": (weights * out.rewards.masked_fill(weights == 0, 0)).sum(1).mean().item(),
-        "wins": (best > before.mean(1)).float().mean().item(),
-        "distinct": metrics.distinct(out.trace.ancestors).mean().item(),
-        "diversity": metrics.diversity(out.images.cpu()).within.mean().item(),
-        "seconds": out.report["cost"]["steered"]["seconds"]["total"],
+    return figures(out)
+
+
+def figures(out: Samples) -> Row:
+    """The columns of `compare` of one run; those of the judge only where the model has one that the reward is not."""
+    report, judged = out.report, out.facts.judged
+    row: Row = {"calls": report["cost"]["steered"]["calls"]}
+    for who, scores in (("judge", report["held_out"]), ("optimised", report["reward"])):
+        if scores:
+            row |= {f"{who}, {key}": scores[name] for key, name in COLUMNS.items()}
+    if judged:
+        best = judged.steered.gather(1, out.best_index[:, None])[:, 0]
+        row["wins"] = (best > judged.unsteered.mean(1)).float().mean().item()
+    return row | {
+        "distinct": report["survivors"]["distinct"],
+        "diversity": report["diversity"]["steered"],
+        "seconds": report["cost"]["steered"]["seconds"]["total"],
     }
 
 

@@ -7,33 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_scorers import shake
 
 import rewards
 from rewards import towers
 from rewards.function import to_pil
 from rewards.towers import ASSETS, EMBEDDED, WordPieces, import_open_clip, load_clip
+from steer.bench.tiny_scorers import open_clip_folder, siglip_folder
 from steer.data import emoji
-
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small open_clip model with random weights, as open_clip's own local-dir schema wants it."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    model = import_open_clip().CLIP(**CONFIG)
-    path = tmp_path_factory.mktemp("clip")
-    look = {"size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": look}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path / "open_clip_model.safetensors")
-    return path
+    return open_clip_folder(tmp_path_factory.mktemp("clip"))
 
 
 def test_any_folder_scores_as_open_clip_does(folder: Path) -> None:
@@ -50,36 +35,7 @@ def test_any_folder_scores_as_open_clip_does(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SigLIP with random weights: open_clip's own two towers, mean pooling by attention, a bias, a tokenizer of
-    transformers in the folder, 64 words, pictures squashed and scaled to [-1, 1].
-    """
-    from safetensors.torch import save_file
-
-    open_clip = import_open_clip()
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    path = tmp_path_factory.mktemp("siglip")
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "fox", "heart"]
-    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokens.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokens, **special).save_pretrained(path)
-    see = {"image_size": 160, "timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_proj": "none"}
-    read = {
-        "context_length": 64, "vocab_size": 8, "hf_tokenizer_name": "none/here", "width": 64, "heads": 2, "layers": 2,
-        "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
-    }  # fmt: skip
-    config = {"embed_dim": 64, "init_logit_bias": -10, "custom_text": True, "vision_cfg": {**see, "timm_pool": "map"}}
-    config["text_cfg"] = read
-    model = shake(open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"}), 0.1)
-    torch.nn.init.constant_(model.logit_scale, 4.7)
-    torch.nn.init.constant_(model.logit_bias, -12.9)
-    look = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash", "interpolation": "bicubic"}
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": look}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path / "open_clip_model.safetensors")
-    return path
+    return siglip_folder(tmp_path_factory.mktemp("siglip"))
 
 
 @pytest.mark.parametrize(("shape", "atol"), [((160, 160), 1e-3), ((300, 200), 0.5)])

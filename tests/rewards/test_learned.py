@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tiny_scorers import clip_folder, head_file, hps_folder, image_reward_folder
 from torch import Tensor
 
 import rewards
-from rewards.function import to_pil
 from rewards.towers import import_open_clip
-from rewards.vision import Look
+from steer.bench import reward_parity
+from steer.bench.tiny_scorers import clip_folder, head_file, hps_folder, image_reward_folder
 
 PROMPTS = ["a red fox", "two hearts", "a fox, a red heart and a fox"]
 NAMES = ["pickscore", "hps", "aesthetic", "image-reward"]
@@ -51,25 +49,17 @@ def reward(request: pytest.FixtureRequest, built: dict[str, Any]) -> Any:  # noq
 
 
 def pictures(h: int = 48, w: int = 32) -> Tensor:
-    """Three smooth pictures in whole bytes."""
-    x = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(3))
-    return (F.interpolate(x, (h, w), mode="bilinear") * 255).round() / 255
+    return reward_parity.pictures(h, w)
 
 
-def test_pickscore_is_what_transformers_gives(place: Path, built: dict[str, Any]) -> None:
-    """CLIPModel's logits with its own tokenizer and processor of PIL pictures; ours resizes in torch."""
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    model = CLIPModel.from_pretrained(place / "clip").eval()
-    tokenizer = CLIPTokenizer.from_pretrained(place / "clip")
-    words = tokenizer(PROMPTS, padding=True, truncation=True, max_length=77, return_tensors="pt")
-    see = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    with torch.no_grad():
-        exact = model(**words, pixel_values=Look(32)(pictures())).logits_per_image.diagonal()
-        pil = model(**words, **see(images=to_pil(pictures(80, 64)), return_tensors="pt")).logits_per_image.diagonal()
-    assert exact.std() > 1
-    torch.testing.assert_close(built["pickscore"](pictures(), PROMPTS), exact, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(built["pickscore"](pictures(80, 64), PROMPTS), pil, rtol=0, atol=0.5)
+@pytest.mark.parametrize(("shape", "atol"), [((32, 32), 1e-3), ((80, 64), 0.5)])
+def test_pickscore_is_what_transformers_gives(
+    place: Path, built: dict[str, Any], shape: tuple[int, int], atol: float
+) -> None:
+    """Also of pictures that are resized, by PIL there and in torch here."""
+    theirs = reward_parity.clip_by_transformers(place / "clip", pictures(*shape), PROMPTS)
+    assert theirs.std() > 1
+    torch.testing.assert_close(built["pickscore"](pictures(*shape), PROMPTS), theirs, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("text", ["A  Photo of TWO foxes, isn't it?", "caf\u00e9 \u2764", "", "fox " * 100])
@@ -82,39 +72,22 @@ def test_the_tokenizer_of_open_clip_is_that_of_transformers(place: Path, text: s
     assert ours[: len(theirs)] == theirs and not any(ours[len(theirs) :])
 
 
-def test_hps_is_what_open_clip_gives(place: Path, built: dict[str, Any]) -> None:
-    """The published way: weights of "state_dict", longest side resized and padded, cosine of what the model returns."""
-    open_clip = import_open_clip()
-    from open_clip.transform import image_transform
-
-    model = open_clip.create_model("tiny-hps").eval()
-    model.load_state_dict(torch.load(place / "hps" / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"])
-    see = image_transform(32, False, resize_mode="longest")
-    for shape, atol in (((32, 20), 1e-3), ((80, 64), 0.5)):
-        images = torch.stack([see(p) for p in to_pil(pictures(*shape))])
-        with torch.no_grad():
-            seen, read, _ = model(images, open_clip.get_tokenizer("tiny-hps")(PROMPTS))
-        cosine = (seen * read).sum(1)
-        assert cosine.std() > 0.01
-        torch.testing.assert_close(built["hps"](pictures(*shape), PROMPTS), 100 * cosine, rtol=1e-4, atol=atol)
+@pytest.mark.parametrize(("shape", "atol"), [((32, 20), 1e-3), ((80, 64), 0.5)])
+def test_hps_is_what_open_clip_gives(place: Path, built: dict[str, Any], shape: tuple[int, int], atol: float) -> None:
+    theirs = reward_parity.hps_by_open_clip(place / "hps", pictures(*shape), PROMPTS)
+    assert theirs.std() > 1
+    torch.testing.assert_close(built["hps"](pictures(*shape), PROMPTS), theirs, rtol=1e-4, atol=atol)
 
 
 def test_the_aesthetic_head_is_five_matrices_on_the_unit_embedding(place: Path, built: dict[str, Any]) -> None:
-    from transformers import CLIPModel
-
-    model = CLIPModel.from_pretrained(place / "clip").eval()
-    weights = torch.load(place / "clip" / "head.pth", weights_only=True)
-    with torch.no_grad():
-        x = model.visual_projection(model.vision_model(Look(32)(pictures())).pooler_output)
-    x = x / x.norm(dim=1, keepdim=True)
-    for i in (0, 2, 4, 6, 7):
-        x = x @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]
-    assert x.std() > 0.1
-    scores = built["aesthetic"](pictures(), PROMPTS)
-    torch.testing.assert_close(scores, x[:, 0], rtol=1e-4, atol=1e-4)
-    assert torch.equal(scores, built["aesthetic"](pictures(), ["x"] * 3))
+    images = pictures(32, 32)
+    theirs = reward_parity.aesthetic_by_hand(place / "clip", images, PROMPTS)
+    assert theirs.std() > 0.1
+    scores = built["aesthetic"](images, PROMPTS)
+    torch.testing.assert_close(scores, theirs, rtol=1e-4, atol=1e-4)
+    assert torch.equal(scores, built["aesthetic"](images, ["x"] * 3))
     path = str(place / "clip" / "head.pth")
-    assert torch.equal(scores, rewards.Aesthetic(str(place / "clip"), path)(pictures(), PROMPTS))
+    assert torch.equal(scores, rewards.Aesthetic(str(place / "clip"), path)(images, PROMPTS))
 
 
 def test_scores_differ_and_rows_do_not_meet(reward: rewards.Reward) -> None:

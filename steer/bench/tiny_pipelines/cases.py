@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.bench.tiny_pipelines.parts import alphas, diffusers, flow_dpm, flow_euler
-from steer.bench.tiny_pipelines.transformers import (
+from steer.bench.tiny_pipelines.dits import (
     anyflow,
     flux,
     hunyuan,
@@ -21,7 +20,9 @@ from steer.bench.tiny_pipelines.transformers import (
     sana_sprint,
     sd3,
 )  # fmt: skip
+from steer.bench.tiny_pipelines.parts import alphas, diffusers, flow_dpm, flow_euler
 from steer.bench.tiny_pipelines.unets import sdxl, stable_diffusion
+from steer.models import Model
 from steer.models.diffusers import PipelineModel, from_pipeline
 from steer.models.families.base import Choices
 
@@ -106,7 +107,7 @@ def build_model(name: str, **more: Any) -> PipelineModel:
     return from_pipeline(build(name), Choices(**CHOICES.get(name, {}) | more))
 
 
-def draw_noise(model: PipelineModel, seed: int = 0, n: int = len(PROMPTS)) -> Tensor:
+def draw_noise(model: Model, seed: int = 0, n: int = len(PROMPTS)) -> Tensor:
     """Noise [n *shape]."""
     return torch.randn(n, *model.shape, generator=torch.Generator().manual_seed(seed))
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from models.families.tiny_parts import alphas, diffusers
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from steer.analytic import GaussianMixture
+from steer.bench.tiny_pipelines.parts import alphas, diffusers
 from steer.flow_map import OdeFlowMap, jump, velocity
 from steer.interpolants import VP, Interpolant, Shifted, Trigonometric
 from steer.models.families.anyflow import AnyFlowFlow

@@ -4,38 +4,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.families.test_families import PROMPTS, noise, own
-from models.families.tiny_more import briefly, flow_dpm, hunyuan, mixed_guidance, sana
-from models.families.tiny_parts import alphas
-from models.families.tiny_pipelines import CASES, CHOICES, build, stable_diffusion
 
+from steer.bench.tiny_pipelines import CASES, CHOICES, PROMPTS, build, draw_noise, draw_own
+from steer.bench.tiny_pipelines.dits import briefly, hunyuan, mixed_guidance, sana
+from steer.bench.tiny_pipelines.parts import alphas, flow_dpm
+from steer.bench.tiny_pipelines.unets import stable_diffusion
 from steer.models.diffusers import from_pipeline, load, plain
 from steer.models.families.base import Choices
 
 HALF = [
-    "sd-turbo",
-    "sdxl-turbo",
-    "sd3",
-    "flux-dev",
-    "sana",
-    "sana-sprint",
-    "pixart-alpha",
-    "hunyuan-meanflow",
-    "anyflow",
-]
+    "sd-turbo", "sdxl-turbo", "sd3", "flux-dev", "sana", "sana-sprint", "pixart-alpha", "hunyuan-meanflow", "anyflow",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HALF)
+@torch.no_grad()
 def test_a_folder_in_half_precision_samples_as_its_pipeline(name: str, tmp_path: Path) -> None:
     build(name).save_pretrained(tmp_path)
     model = load(tmp_path, torch.device("cpu"), dtype="bfloat16", **CHOICES.get(name, {}))
     pipe = model.family.pipe
     (briefly(pipe) if "hunyuan" in name else pipe).set_progress_bar_config(disable=True)
     assert model.family.flow.dtype == torch.bfloat16
-    x0 = noise(model).bfloat16()
+    x0 = draw_noise(model).bfloat16()
     latents = plain(model, x0.float(), model.encode(PROMPTS), CASES[name][2], torch.Generator().manual_seed(5))
     assert latents.dtype == torch.float32
-    theirs = own(model, name, x0, "pt").float()
+    theirs = draw_own(model, name, x0, seed=5).float()
     assert (model.decode(latents).float() - theirs).abs().mean() < 0.1 * theirs.std()
 
 
@@ -55,7 +48,7 @@ def test_the_sides_and_frames_of_a_video_are_checked() -> None:
 
 def test_the_picture_of_a_video_is_its_middle_frame() -> None:
     model = from_pipeline(build("anyflow"), Choices(height=32, width=32, frames=5))
-    x1 = noise(model)
+    x1 = draw_noise(model)
     later = x1.clone()
     later[:, 1] += 1  # the second frame of latents holds the pictures after the first
     assert model.shape == (2, 4, 4, 4) and model.decode(x1).shape == (2, 3, 32, 32)

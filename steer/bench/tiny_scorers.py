@@ -1,7 +1,11 @@
-"""Scorers of the literature, tiny and random, saved as the published ones are. Made here and read offline."""
+"""Scorers of the literature, tiny and random, saved as the published ones are. Made here and read offline.
+
+The tests and `steer bench models` hold `rewards` to what other code makes of these weights.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,8 +13,14 @@ from torch import nn
 from rewards import vision
 from rewards.towers import import_open_clip, mend_torchvision, register
 
+LOGIT_SCALE, LOGIT_BIAS = 4.7, -12.9  # near those that SigLIP learns
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "heart", "##s", "two"]
-MED = {
+MED: dict[str, Any] = {
     "architectures": ["BertModel"], "vocab_size": 40, "hidden_size": 48, "intermediate_size": 64,
     "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 40, "hidden_act": "gelu",
     "layer_norm_eps": 1e-12, "pad_token_id": 0, "add_cross_attention": True, "type_vocab_size": 2,
@@ -35,7 +45,7 @@ def clip_folder(folder: Path) -> Path:
     see = {**text, "image_size": 32, "patch_size": 8}
     words = {**text, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
     config = CLIPConfig(text_config=words, vision_config=see, projection_dim=16)
-    model = shake(CLIPModel(config))
+    model: Any = shake(CLIPModel(config))
     with torch.no_grad():
         model.logit_scale.fill_(4.6)
     model.save_pretrained(folder)
@@ -47,15 +57,54 @@ def clip_folder(folder: Path) -> Path:
     return folder
 
 
+def open_clip_folder(folder: Path) -> Path:
+    """A CLIP of open_clip in the form of its own local-dir schema."""
+    model = shake(import_open_clip().CLIP(**CLIP), 0.1)
+    look = {"size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    return _write(folder, model, CLIP, look)
+
+
+def siglip_folder(folder: Path) -> Path:
+    """A SigLIP: open_clip's own two towers, mean pooling by attention, a bias, a tokenizer of transformers in the
+    folder, 64 words, pictures squashed and scaled to [-1, 1].
+    """
+    open_clip = import_open_clip()
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "fox", "heart"]
+    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **special).save_pretrained(folder)
+    see = {"image_size": 160, "timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_proj": "none"}
+    read = {
+        "context_length": 64, "vocab_size": 8, "hf_tokenizer_name": "none/here", "width": 64, "heads": 2, "layers": 2,
+        "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+    }  # fmt: skip
+    config = {"embed_dim": 64, "init_logit_bias": -10, "vision_cfg": {**see, "timm_pool": "map"}, "text_cfg": read}
+    model: Any = shake(open_clip.CustomTextCLIP(**config), 0.1)
+    nn.init.constant_(model.logit_scale, LOGIT_SCALE)
+    nn.init.constant_(model.logit_bias, LOGIT_BIAS)
+    look = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash", "interpolation": "bicubic"}
+    return _write(folder, model, {**config, "custom_text": True}, look)
+
+
+def _write(folder: Path, model: nn.Module, config: dict[str, Any], look: dict[str, Any]) -> Path:
+    """A model as open_clip's local-dir schema wants it."""
+    from safetensors.torch import save_file
+
+    described = {"model_cfg": config, "preprocess_cfg": look}
+    (folder / "open_clip_config.json").write_text(json.dumps(described), encoding="utf8")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
 def hps_folder(folder: Path) -> Path:
     """A checkpoint as HPS has it, {"state_dict": half-precision weights}, of the open_clip model "tiny-hps"."""
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-    }
-    register("tiny-hps", config)
-    weights = shake(import_open_clip().CLIP(**config)).state_dict()
+    register("tiny-hps", CLIP)
+    weights = shake(import_open_clip().CLIP(**CLIP)).state_dict()
     torch.save({"epoch": 1, "state_dict": {k: v.half() for k, v in weights.items()}}, folder / "HPS_v2.1_compressed.pt")
     return folder
 
