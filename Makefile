@@ -46,6 +46,8 @@ bench: $(STAMP)  ## the figures: exact laws, the embedded model, overhead, train
 	$(BIN)/steer bench overhead
 	$(BIN)/steer bench training
 	$(BIN)/steer bench finetune
+	$(BIN)/steer bench models
+	$(BIN)/steer bench scale
 
 notebooks: $(STAMP)  ## run the notebooks and store what they show
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks
