@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rewards.files import check_size, read_json, read_weights
 from rewards.vision import CLIP_MEAN, CLIP_STD, Look
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("emoji-clip", "emoji-clip-judge")
+AGAIN = "install or save the model again"
 
 
 @lru_cache(maxsize=1)
@@ -75,18 +77,9 @@ class WordPieces:
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, without start and end."""
-        return [i for word in split_words(text) for i in self._spell(word)]
-
-    def _spell(self, word: str) -> list[int]:
-        ids, rest, mark = [], word, ""
-        while rest:
-            size = next((n for n in range(len(rest), 0, -1) if mark + rest[:n] in self.index), 0)
-            if not size:  # a letter of another script: skip it
-                rest = rest[1:]
-                continue
-            ids.append(self.index[mark + rest[:size]])
-            rest, mark = rest[size:], "##"
-        return ids
+        index = self.index
+        longest = max(map(len, index), default=0)
+        return [i for word in split_words(text) for i in _spell(word, index, longest)]
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Ids [b context] of texts."""
@@ -100,6 +93,19 @@ class WordPieces:
 @lru_cache(maxsize=8)
 def _index(pieces: tuple[str, ...]) -> dict[str, int]:
     return {piece: i + 2 for i, piece in enumerate(pieces)}
+
+
+def _spell(word: str, index: dict[str, int], longest: int) -> list[int]:
+    """The longest pieces that spell a word, none of more than `longest` letters."""
+    ids, place, mark = [], 0, ""
+    while place < len(word):
+        sizes = range(min(len(word) - place, longest), 0, -1)
+        size = next((n for n in sizes if mark + word[place : place + n] in index), 0)
+        if size:  # otherwise a letter of another script: skip it
+            ids.append(index[mark + word[place : place + size]])
+            mark = "##"
+        place += size or 1
+    return ids
 
 
 def split_words(text: str) -> list[str]:
@@ -136,19 +142,6 @@ def look_of(config: dict[str, Any]) -> Look:
     return Look(h, mean, std, config.get("resize_mode", "shortest"), mode, config.get("fill_color", 0) / 255)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as float32; errors name the file and the cure."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}; install the package again, or name a folder that has them")
-    try:
-        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {path} are damaged ({error}); install or download them again") from error
-
-
 def build(config: dict[str, Any]) -> torch.nn.Module:
     """An untrained model of an open_clip config (the "model_cfg" of open_clip_config.json)."""
     open_clip = import_open_clip()
@@ -161,15 +154,17 @@ def load_embedded(folder: Path) -> Towers:
     """
     if not (folder / "open_clip_config.json").exists():
         raise FileNotFoundError(f"no model in {folder}: open_clip_config.json is missing; install the package again")
-    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf8"))
-    register(folder.name, config["model_cfg"])
+    config = read_json(folder / "open_clip_config.json", AGAIN)
+    path = folder / "open_clip_model.safetensors"
+    weights = read_weights(path)
+    check_size(lambda: build(config["model_cfg"]), config["model_cfg"], path)
     model = build(config["model_cfg"])
-    weights = read_weights(folder / "open_clip_model.safetensors")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its open_clip_config.json: {error}") from error
-    pieces = tuple(json.loads((folder / "vocabulary.json").read_text(encoding="utf8")))
+    register(folder.name, config["model_cfg"])
+    pieces = tuple(read_json(folder / "vocabulary.json", AGAIN))
     tokenize = WordPieces(pieces, config["model_cfg"]["text_cfg"]["context_length"])
     size = config["model_cfg"]["vision_cfg"]["image_size"]
     return Towers(model.eval().requires_grad_(False), tokenize, look_of({**config["preprocess_cfg"], "size": size}))

@@ -15,25 +15,30 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves, objectives, posterior
     from steer.api import pipeline, sample
+    from steer.comparing import Comparison, compare
     from steer.finetuning import finetune
     from steer.flow_map import jump, velocity
     from steer.learning import train
     from steer.many import sample_many
     from steer.models import Model, load_model, save_model
     from steer.particles import Particles, Trace
+    from steer.run import Seen
     from steer.samples import Samples
 
 __all__ = [
-    "Model", "Particles", "Samples", "Trace", "__version__", "analytic", "data", "finetune", "interpolants", "jump",
-    "load_model", "lookahead", "methods", "metrics", "models", "moves", "objectives", "pipeline", "posterior",
-    "sample", "sample_many", "save_model", "train", "velocity",
+    "Comparison", "Model", "Particles", "Samples", "Seen", "Trace", "__version__", "analytic", "compare", "data",
+    "finetune", "interpolants", "jump", "load_model", "lookahead", "methods", "metrics", "models", "moves",
+    "objectives", "pipeline", "posterior", "sample", "sample_many", "save_model", "train", "velocity",
 ]  # fmt: skip
 
 _MODULE_OF = {
+    "Comparison": "comparing",
     "Model": "models",
     "Particles": "particles",
     "Samples": "samples",
+    "Seen": "run",
     "Trace": "particles",
+    "compare": "comparing",
     "finetune": "finetuning",
     "jump": "flow_map",
     "load_model": "models",

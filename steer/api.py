@@ -26,7 +26,7 @@ from steer.chunks import Chunks
 from steer.flow_map import compiled
 from steer.methods import BestOfN
 from steer.models import Model, load_model
-from steer.problem import Problem, Scored, generators
+from steer.problem import Problem, Scored, Watch, generators
 from steer.progress import bar
 from steer.report import Facts, Spent, judge_for, judged_by, make_report
 from steer.samples import Samples
@@ -55,6 +55,7 @@ def sample(
     compile: bool = False,
     checkpoint: bool = False,
     spread: str | None = None,
+    watch: Watch | None = None,
 ) -> Samples:
     """Draw n pictures a prompt from p(x1 | prompt) exp(reward(x1) / temperature), as well as the method can.
 
@@ -88,6 +89,8 @@ def sample(
             `accelerate launch` or torchrun started, each of which calls this with the same arguments and gets the same
             samples; `chunk` is what each computes at once. See `steer.spreading`; `steer.sample_many` gives each
             process prompts of its own.
+        watch: called with a `steer.run.Seen` each time the method has scored pictures: the looks ahead of that step,
+            their rewards, weights and ancestors; what it raises ends the run. In each of several processes.
 
     Returns:
         Samples: pictures, weights and rewards, the plain pictures from the same noise, the trace, and a report.
@@ -121,7 +124,7 @@ def sample(
             plain, before = problem.run(BestOfN(PLAIN_STEPS), torch.cat([x0, more], 1), rng, tick)
         chosen = chosen if chosen.origin else _measure(chosen, plain.rewards, score, prompts, shares.rank == 0)
         with bar(progress, chosen.name, _rows(chosen, x0)) as tick:
-            particles, spent = problem.run(chosen.method, x0, rng, tick, chosen.temperatures)
+            particles, spent = problem.run(chosen.method, x0, rng, tick, chosen.temperatures, watch)
         result = _samples(problem, particles, plain, spent)
         judged = judged_by(judge, result, chunks, shares)
         told = shares.told() if shares.world > 1 else None

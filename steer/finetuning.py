@@ -144,10 +144,14 @@ def finetune(
     return _result(start, watch, folder, done, trainer)
 
 
+def needs_gradient(goal: Tuning) -> bool:
+    """Whether an objective differentiates the reward, itself or to make its rows."""
+    direct = isinstance(goal, DirectGradient | NoiseNetwork) or isinstance(goal.collector, Adjoints)
+    return direct or getattr(goal.collector, "gradient", False)
+
+
 def _check_gradient(goal: Tuning, score: rewards.Reward) -> None:
-    needs = isinstance(goal, DirectGradient | NoiseNetwork) or isinstance(goal.collector, Adjoints)
-    needs = needs or getattr(goal.collector, "gradient", False)
-    if needs and rewards.is_differentiable(score) is False:
+    if needs_gradient(goal) and rewards.is_differentiable(score) is False:
         raise ValueError(
             f"objective={type(goal).__name__} needs a differentiable reward, {rewards.name_of(score)!r} is not; take "
             "nft, grpo or weighted"

@@ -46,6 +46,7 @@ class Population:
         self.times.append(t)
         self.sizes.append(ess(self.log_w))
         self.low.append(torch.zeros_like(self.sizes[-1], dtype=torch.bool))
+        self.run.tell(log_w=self.log_w, ess=self.sizes[-1], ancestors=self.ancestors)
 
     def resample(self, state: S, threshold: float | None = None) -> S:
         """`state`, every per-particle tensor of it gathered together, redrawn in the prompts whose size is low."""

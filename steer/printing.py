@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+SHORT = 32  # characters of a cell that is never broken
 
 
 def print_summary(report: Mapping[str, Any], folder: Path) -> None:
@@ -16,31 +18,53 @@ def print_summary(report: Mapping[str, Any], folder: Path) -> None:
         if scores
     ]
     method, cost = report["method"]["name"], report["cost"]["steered"]
-    print_table(f"{', '.join(report['prompts'])}: {method}, temperature {_cell(report['temperature'])}", rows)
+    print_table(f"{', '.join(report['prompts'])}: {method}, temperature {cell(report['temperature'])}", rows)
     seconds = report["cost"]["seconds"]
     print(f"{cost['calls']:.0f} network calls and {cost['reward_calls']:.0f} scored pictures a prompt; {seconds:.1f} s")
     print(f"wrote {folder}")
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table on stdout, a column a key; numbers to the right."""
+def print_table(title: str, rows: list[dict[str, Any]], long: Literal["whole", "fold", "cut"] = "whole") -> None:
+    """A table on stdout, a column a key; numbers to the right.
+
+    long: what is done in a terminal to texts that do not fit: nothing, breaking them into lines of their column, or
+    cutting them. Elsewhere a row is one whole line.
+    """
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    console, columns = Console(), columns_of(rows)
     numeric = {c for c in columns if all(isinstance(row.get(c), int | float | None) for row in rows)}
+    wide = {c: max(len(text) for text in [c, *(cell(row.get(c)) for row in rows)]) for c in columns}
+    if long != "whole" and console.is_terminal:
+        wide = _within(wide, console.width - 3 * len(columns) - 1)
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left")
+    for c in columns:
+        side = "right" if c in numeric else "left"
+        table.add_column(c, justify=side, width=wide[c], no_wrap=long != "fold", overflow="ellipsis")
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console = Console()
-    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=400), table).maximum)
-    console.print(table)  # lines too long for a terminal wrap there; a squeezed table could not be read at all
+        table.add_row(*(Text(cell(row.get(c))) for c in columns))
+    console.width = max(console.width, sum(wide.values()) + 3 * len(columns) + 1)  # squeezed it could not be read
+    with console.capture() as captured:
+        console.print(table)
+    print(captured.get(), end="")  # not by the console, which exits by itself where nobody reads
 
 
-def _cell(value: object) -> str:
+def _within(wide: dict[str, int], room: int) -> dict[str, int]:
+    """The widths of columns, where those of long texts share what the others leave of the room."""
+    long = [column for column in wide if wide[column] > SHORT]
+    left = room - sum(wide[column] for column in wide if column not in long)
+    return wide | {column: min(wide[column], max(left // len(long), SHORT // 2)) for column in long}
+
+
+def columns_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The keys of all rows, in the order of the longest."""
+    return list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

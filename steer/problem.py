@@ -19,9 +19,11 @@ from steer.models.noise import start
 from steer.particles import Trace
 from steer.progress import Observed
 from steer.report import Spent
+from steer.run import Seen
 from steer.spreading import Shares, Spread
 
 Tick = Callable[[int], None]
+Watch = Callable[[Seen], None]
 
 
 def generators(prompts: list[str], seed: int) -> list[torch.Generator]:
@@ -59,6 +61,7 @@ class Scores:
         self.model, self.prompts, self.score, self.chunks = model, prompts, score, chunks
         self.shares = shares or Shares()
         self.scale: Tensor | None = None
+        self.watch: Watch | None = None  # for `steer.run.Run`
         self.seconds = 0.0
 
     def __call__(self, x1: Tensor, where: Tensor | None = None) -> Tensor:
@@ -188,8 +191,10 @@ class Problem:
         rng: list[torch.Generator],
         tick: Tick,
         temperatures: Sequence[float] | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Scored, Spent]:
-        """The method on this problem, with what it spent; `tick(rows)` hears of every network call.
+        """The method on this problem, with what it spent; `tick(rows)` hears of every network call, `watch` of all that
+        is scored, see `steer.run.Seen`.
 
         With `temperatures`, one a prompt, it runs at temperature 1 on rewards over these: the same target, and what a
         method does then depends neither on the unit of the reward nor on the other prompts.
@@ -203,7 +208,7 @@ class Problem:
         spread = Spread(chunked, self.shares)
         runs, scoring = [], 0.0
         for rows in slices(len(self.prompts), size):
-            part, scores = self._part(method, spread, x0, rng, temperatures, rows)
+            part, scores = self._part(method, spread, x0, rng, temperatures, rows, watch)
             runs.append(part)
             scoring += scores.seconds
         known = Scored(*(torch.cat([getattr(s, f) for s, _ in runs]) for f in ("x", "log_w", "rewards")))
@@ -220,10 +225,12 @@ class Problem:
         rng: list[torch.Generator],
         temperatures: Sequence[float] | None,
         rows: slice,
+        watch: Watch | None,
     ) -> tuple[tuple[Scored, Trace], Scores]:
         """The run of some of the prompts."""
         cond = None if self.cond is None else {key: c[rows] for key, c in self.cond.items()}
         scores = Scores(self.model, self.prompts[rows], self.score, self.chunks, self.shares)
+        scores.watch = watch and self._told(watch, scores)
         if temperatures is not None and all(map(math.isfinite, temperatures)):
             method = dataclasses.replace(method, temperature=1.0)
             scores.scale = x0.new_tensor(list(temperatures[rows]))[:, None]
@@ -232,6 +239,15 @@ class Problem:
         r = scores(particles.x) if particles.rewards is None else particles.rewards
         r = r if scores.scale is None else r * scores.scale
         return (Scored(particles.x.detach(), particles.log_w.detach(), r.detach()), trace), scores
+
+    def _told(self, watch: Watch, scores: Scores) -> Watch:
+        """`watch`, told of rewards in their own unit, with prompts and decoder."""
+
+        def tell(seen: Seen) -> None:
+            r = seen.rewards if scores.scale is None else seen.rewards * scores.scale
+            watch(dataclasses.replace(seen, rewards=r, prompts=tuple(scores.prompts), decode=self.pictures))
+
+        return tell
 
     def pictures(self, x1: Tensor) -> Tensor:
         """Pictures [p m 3 h w] of latents [p m *d]."""

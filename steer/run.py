@@ -6,6 +6,7 @@ and no method can miscount them. Rewards are checked there too.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,38 @@ class Look(NamedTuple):
     gradient: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a run saw when it scored pictures, and how the population stood then; `steer.sample(watch=...)` is told.
+
+    Attributes:
+        x1: what was scored [k p m *d], as latents: k draws of a look ahead, or one of what the method returns.
+        rewards: of each [k p m], not divided by the temperature; -inf also where none was asked for.
+        t: the time from which was looked ahead; None where it was not, or not from one time.
+        log_w: log-weights [p n] with these rewards, before any resampling; None where nothing is weighed by them.
+        ess: the effective sample size of these [p].
+        ancestors: the first particle from which each descends [p n], before any resampling.
+        prompts: the p prompts.
+        decode: latents [p m *d] -> pictures [p m 3 h w].
+    """
+
+    x1: Tensor = field(repr=False)
+    rewards: Tensor
+    t: float | None = None
+    log_w: Tensor | None = None
+    ess: Tensor | None = None
+    ancestors: Tensor | None = None
+    prompts: tuple[str, ...] = ()
+    decode: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+
+    def pictures(self) -> Tensor:
+        """What was scored, as pictures [p m 3 h w] in [0,1], the first draw of several; decoded at each call."""
+        if self.decode is None:
+            raise ValueError("a method that is called by itself knows no pictures; take x1, or steer.sample(watch=...)")
+        with torch.no_grad():
+            return self.decode(self.x1[0])
+
+
 class Run:
     """Flow, path, reward and cond of one run over prompts x0 [p n *d], with the rows that were spent.
 
@@ -41,6 +74,8 @@ class Run:
         path, rng: as given.
         log_w0: log-weights [p n] that stand for x0's law against N(0, I), where the reward brings some (its attribute
             `log_w0`, as of `steer.methods.WarmStart`); None where x0 is plain noise.
+        watch: who is told of each `Seen`, where the reward brings one (its attribute `watch`); what it raises ends the
+            run. It hears of a look when that is weighed, or else before the next one.
         forward, backward, scored: rows put through the flow, sent back through it, and pictures scored [p].
     """
 
@@ -50,6 +85,8 @@ class Run:
         self.p, self.n = check_start(x0)
         self.path, self.rng = path, rng
         self.log_w0: Tensor | None = getattr(reward, "log_w0", None)
+        self.watch: Callable[[Seen], None] | None = getattr(reward, "watch", None)
+        self._seen: Seen | None = None
         self._flow, self._reward, self._cond, self._axes = flow, reward, cond, x0.ndim - 2
         self._repeated: tuple[tuple[int, int], Cond] = ((0, 0), None)
         self.forward, self.backward, self.scored = (
@@ -119,8 +156,8 @@ class Run:
             self._repeated = ((k, m), rows)
         return self._repeated[1]
 
-    def rewards(self, x1: Tensor, where: Tensor | None = None) -> Tensor:
-        """Rewards [*k p m] of x1 [*k p m *d], checked.
+    def rewards(self, x1: Tensor, where: Tensor | None = None, t: Time | None = None) -> Tensor:
+        """Rewards [*k p m] of x1 [*k p m *d], checked; t, from where they were seen, is told to who watches.
 
         With `where` [p m] only those are wanted, and the others get -inf. A reward with the attribute `lazy` is given
         the mask as its keyword `where` and called on those alone; any other is called on all of them, and all count.
@@ -135,14 +172,25 @@ class Run:
             r = self._reward(folded)
             self.scored += k * m
         r = r.masked_fill(~where, -math.inf) if where is not None else r
-        return check_rewards(r, (self.p, k * m), x1.dtype).view(self.p, k, m).transpose(0, 1).reshape(lead)
+        r = check_rewards(r, (self.p, k * m), x1.dtype).view(self.p, k, m).transpose(0, 1)
+        if self.watch is not None:
+            self.tell()
+            x1, time = x1.detach().reshape(k, self.p, m, *x1.shape[len(lead) :]), None if isinstance(t, Tensor) else t
+            self._seen = Seen(x1, r.detach(), time)
+        return r.reshape(lead)
+
+    def tell(self, **population: Tensor) -> None:
+        """Tell who watches what was seen last, once, and how the population stands with it."""
+        if self.watch is not None and self._seen is not None:
+            seen, self._seen = self._seen, None
+            self.watch(replace(seen, **population))
 
     def look(
         self, lookahead: LookAhead, x: Tensor, t: Time, temperature: float = 1.0, noise: Tensor | None = None
     ) -> Look:
         """The ends that `lookahead` sees from x [p m *d], their rewards and their soft value."""
         x1, log_w = lookahead.weighted(self.flow, self.path, x, t, rng=self.rng, noise=noise, event=self._axes)
-        r = self.rewards(x1)
+        r = self.rewards(x1, t=t)
         return Look(x1, r, soft_value(tempered(r, temperature), log_w=log_w))
 
     def look_gradient(self, lookahead: LookAhead, x: Tensor, t: Time, temperature: float = 1.0) -> Look:
@@ -198,6 +246,7 @@ class Run:
         push: list[Tensor] | None = None,
     ) -> Trace:
         """The trace of what was spent; times [steps], ess [steps p]; log Z is NaN and nothing resampled by default."""
+        self.tell()
         device = ess.device
         return Trace(
             torch.tensor(times),

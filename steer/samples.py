@@ -54,15 +54,18 @@ class Samples:
         return self.images[torch.arange(len(self.prompts), device=self.images.device), self.best_index]
 
     def save(self, folder: str | Path) -> Path:
-        """Write sheet.png, best-*.png, one folder of pictures a prompt and report.json; the folder's path comes back.
+        """Write sheet.png, best-*.png, a folder of pictures a prompt, report.html and report.json; the path comes back.
 
         With many prompts the sheet goes on in sheet-2.png and so on. Pictures are the particles in their order, with
-        their scores in report.json. Each file is written under a temporary name and renamed, report.json last: where it
-        stands, all of it stands. Pictures of an earlier run in the same folder are replaced.
+        their scores in report.json; report.html shows all of it on one page. Each file is written under a temporary
+        name and renamed, report.json last: where it stands, all of it stands. Pictures of an earlier run in the same
+        folder are replaced.
 
         Raises:
             ValueError: the folder cannot be written.
         """
+        from steer.report_page import report_page
+
         folder = check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
@@ -74,9 +77,12 @@ class Samples:
             for name, batch in (("steered", self.images[i]), ("unsteered", self.unsteered[i])):
                 for j, picture in enumerate(batch):
                     write_png(picture, folder / stem / f"{name}-{j:03d}.png")
-        for page, start in enumerate(range(0, len(self.prompts), PROMPTS_A_SHEET), 1):
-            name = "sheet.png" if page == 1 else f"sheet-{page}.png"
-            write_bytes(self.part(start, start + PROMPTS_A_SHEET).sheet(), folder / name)
+        starts = range(0, len(self.prompts), PROMPTS_A_SHEET)
+        sheets = [self.part(start, start + PROMPTS_A_SHEET).sheet() for start in starts]
+        for page, sheet in enumerate(sheets, 1):
+            write_bytes(sheet, folder / ("sheet.png" if page == 1 else f"sheet-{page}.png"))
+        if self.report:
+            write_bytes(report_page(self, sheets), folder / "report.html")
         write_report(self.report, folder)
         return folder
 
@@ -125,7 +131,8 @@ def _clear(folder: Path) -> None:
         prompts = json.loads((folder / "report.json").read_text(encoding="utf8"))["prompts"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    (folder / "report.json").unlink(missing_ok=True)
+    for name in ("report.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
     for i, prompt in enumerate(prompts):
         stem = f"{i:02d}-{slug(str(prompt))}"
         (folder / f"best-{stem}.png").unlink(missing_ok=True)

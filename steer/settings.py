@@ -1,7 +1,9 @@
 """Names of models, methods and rewards: the files of configs/, each of which builds one object."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,27 @@ CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 def names(group: str) -> list[str]:
     """The names of a group ("model", "method" or "reward"), sorted."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@cache
+def read(config: str) -> dict[str, Any]:
+    """What configs/CONFIG.yaml says, unresolved."""
+    import yaml
+
+    return yaml.safe_load((CONFIGS / f"{config}.yaml").read_text(encoding="utf8")) or {}
+
+
+def groups(config: str) -> dict[str, str]:
+    """The settings of configs/CONFIG.yaml that choose a file by name, and the folder of configs/ that holds it."""
+    parts = [key.partition("@") for entry in read(config).get("defaults", []) if entry != "_self_" for key in entry]
+    return {key or folder: folder for folder, _, key in parts}
+
+
+def says(group: str, name: str) -> str:
+    """What the comment at the top of configs/GROUP/NAME.yaml says; "" where there is none."""
+    lines = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.lstrip("# ") for line in comment if "@package" not in line)
 
 
 def unknown(argument: str, value: str, known: Iterable[str], more: str = "") -> ValueError:

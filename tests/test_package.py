@@ -87,7 +87,7 @@ def test_the_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path)
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
         "import steer, steer.settings as s; assert str(s.CONFIGS).startswith(steer.__path__[0]), s.CONFIGS; "
-        "from steer.cli import _compose; n = _compose('sample', ['reward=redness']).n; "
+        "from steer.composing import compose; n = compose('sample', ['reward=redness']).n; "
         "print(steer.__file__, *s.names('method'), n); "
         "print(len(steer.data.emoji.load()), steer.load_model('emoji', 'cpu').name)"
     )

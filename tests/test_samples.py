@@ -45,7 +45,7 @@ def test_save_writes_every_picture_the_sheet_and_the_report(tmp_path: Path) -> N
                 name = f"{stem}/{kind}-{j:03d}.png"
                 assert torch.equal(read(tmp_path / "new" / "folder" / name), (images[i, j] * 255).round().byte())
                 found.remove(name)
-    assert found == ["best-00-a-red-heart.png", "best-01-n-code.png", "report.json", "sheet.png"]
+    assert found == ["best-00-a-red-heart.png", "best-01-n-code.png", "report.html", "report.json", "sheet.png"]
 
 
 def test_the_report_is_strict_json_and_says_what_matters(tmp_path: Path) -> None:
@@ -75,7 +75,8 @@ def test_saving_again_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
     draw(["a", "b"], n=6).save(tmp_path)
     draw(["a"], n=2).save(tmp_path)
     stems = [f"00-a/{kind}-00{j}.png" for kind in ("steered", "unsteered") for j in range(2)]
-    assert files(tmp_path) == sorted(["best-00-a.png", "mine.png", "report.json", "sheet.png", *stems])
+    told = ["report.html", "report.json", "sheet.png"]
+    assert files(tmp_path) == sorted(["best-00-a.png", "mine.png", *told, *stems])
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
 
 

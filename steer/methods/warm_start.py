@@ -22,6 +22,7 @@ Source: "Psi-Sampler: initial particle sampling for SMC-based inference-time rew
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,7 +36,7 @@ from steer.interpolants import Interpolant
 from steer.methods.smc import SMC
 from steer.particles import Particles, Reward, Trace, check_choice, check_least, check_settings
 from steer.population import Population
-from steer.run import Run
+from steer.run import Run, Seen
 
 _CESS = 0.95  # as in noise SMC
 
@@ -114,10 +115,11 @@ class WarmStart:
             before, lam = lam, next_lam(population.log_w, at.value, lam, _CESS, self.moves - k)
             population.weigh(increment(at.value, before, lam), 0.0)
             at = chain.move(population.resample(at), lam, population.log_w.softmax(-1))
+        run.tell()
         log_w0 = population.log_z[:, None] + population.log_w - at.value
         hot = hasattr(self.method, "temperature")
         method = replace(self.method, temperature=self.temperature) if hot else self.method
-        particles, trace = method(flow, path, _From(reward, log_w0), at.x, cond, rng=rng)
+        particles, trace = method(flow, path, _From(reward, log_w0, population.ancestors), at.x, cond, rng=rng)
         return particles, _joined(population, trace)
 
     def with_budget(self, calls: int, n: int = 16) -> "WarmStart":
@@ -143,15 +145,31 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class _From:
-    """The reward, with the log-weights [p n] of the noises from which a run is to begin; see `steer.run.Run`."""
+    """The reward, with the log-weights [p n] of the noises from which a run is to begin, see `steer.run.Run`, and the
+    ancestors [p n] of these.
+    """
 
     reward: Reward
     log_w0: Tensor
+    ancestors: Tensor
 
     @property
     def lazy(self) -> bool:
         """Whether the reward takes the keyword `where`."""
         return getattr(self.reward, "lazy", False)
+
+    @property
+    def watch(self) -> Callable[[Seen], None] | None:
+        """Who watches, told of ancestors before the chain."""
+        watch: Callable[[Seen], None] | None = getattr(self.reward, "watch", None)
+        if watch is None:
+            return None
+
+        def told(seen: Seen) -> None:
+            line = None if seen.ancestors is None else self.ancestors.gather(1, seen.ancestors)
+            watch(replace(seen, ancestors=line))
+
+        return told
 
     def __call__(self, x1: Tensor, **where: Tensor) -> Tensor:
         """Its rewards."""

@@ -15,7 +15,7 @@ from steer.data.stage import STAGE, show
 from steer.interpolants import Linear
 from steer.models import Model, growing, noise
 from steer.models.autoencoder import Autoencoder
-from steer.models.files import check_card, construct, fill, read_card, write_card, write_tensors
+from steer.models.files import check_card, construct, read_card, write_card, write_tensors
 from steer.models.network import FlowNetwork
 from steer.models.text import encode_prompts
 
@@ -50,13 +50,14 @@ def load(folder: Path, device: torch.device) -> Model:
     """The model of a folder; see steer.load_model."""
     card = read_card(folder)
     check_card(folder, card, {"path": ("linear",), "text": EMBEDDED})
-    net = construct(FlowNetwork, card, "network", folder)
-    autoencoder = construct(Autoencoder, card, "autoencoder", folder)
-    fill(net, folder / "flow.safetensors")
-    fill(autoencoder, folder / "autoencoder.safetensors")
-    net, autoencoder = net.to(device), autoencoder.to(device)
+    net = construct(FlowNetwork, card, "network", folder / "flow.safetensors").to(device)
+    autoencoder = construct(Autoencoder, card, "autoencoder", folder / "autoencoder.safetensors").to(device)
+    shape, taken = (net.config["size"],), autoencoder.config["channels"] * GRID**2 + STAGE
+    if shape != (taken,):
+        raise ValueError(
+            f"{folder / 'model.json'}: the network draws {shape[0]} numbers, and the decoder takes {taken}"
+        )
     towers = load_clip(card["text"], device=device)
-    shape = (card["network"]["size"],)
     model = Model(net, Linear(), Words(towers, net), Show(autoencoder), shape, folder.name)
     return growing.read(noise.read(model, card, folder), card, folder)
 

@@ -4,14 +4,12 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rewards.towers import read_weights
-
-T = TypeVar("T")
+from rewards.files import check_size, read_json, read_weights
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -22,12 +20,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         ValueError: it is damaged, or no object.
     """
     path = folder / "model.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; name a folder that steer.save_model wrote")
-    try:
-        card = json.loads(path.read_text(encoding="utf8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); save or install the model again") from error
+    card = read_json(path, "name a folder that steer.save_model wrote, or save or install the model again")
     if not isinstance(card, dict):
         raise ValueError(f"{path} is damaged (no object); save or install the model again")
     return card
@@ -42,12 +35,21 @@ def check_card(folder: Path, card: dict[str, Any], known: dict[str, Iterable[str
             )
 
 
-def construct(kind: Callable[..., T], card: dict[str, Any], key: str, folder: Path) -> T:
-    """The network that card[key] holds the settings of; raises ValueError where they are none of its."""
+def construct(kind: Callable[..., nn.Module], card: dict[str, Any], key: str, weights: Path) -> Any:  # noqa: ANN401
+    """The network of the kind that card[key] holds the settings of, with its weights.
+
+    Raises:
+        FileNotFoundError: there is no file of weights.
+        ValueError: the settings are none of its, or the weights are damaged or of another network.
+    """
     try:
-        return kind(**card[key])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'model.json'}: {key}={card.get(key)!r} makes no network: {error}") from error
+        check_size(lambda: kind(**card[key]), card[key], weights)
+        net = kind(**card[key])
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        given = f"{card.get(key)!r}"[:300]
+        raise ValueError(f"{weights.parent / 'model.json'}: {key}={given} makes no network: {error}") from error
+    fill(net, weights)
+    return net
 
 
 def fill(module: nn.Module, path: Path) -> None:

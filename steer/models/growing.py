@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rewards.towers import read_weights
+import torch
+
+from rewards.files import read_weights
 from steer.models import Model
 from steer.models.files import write_tensors
 from steer.models.network import FlowNetwork
@@ -38,10 +40,14 @@ def read(model: Model, card: dict[str, Any], folder: Path) -> Model:
     """The model with the posterior map that its card names, if it does."""
     if card.get("posterior") is None:
         return model
-    grown = grow(model, card["posterior"]["rank"])
-    assert isinstance(grown.flow, PosteriorNetwork)
-    path = folder / FILE
-    missing = grown.flow.load_state_dict(read_weights(path), strict=False)
+    path, told = folder / FILE, card["posterior"]
+    try:
+        with torch.device("meta"):  # no memory is taken for a rank that nobody has
+            grown = grow(model, told["rank"])
+        assert isinstance(grown.flow, PosteriorNetwork)
+        missing = grown.flow.load_state_dict(read_weights(path), strict=False, assign=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the weights in {path} do not fit posterior={told!r} in model.json: {error}") from error
     if missing.unexpected_keys or set(missing.missing_keys) & set(grown.flow.grown()):
         raise ValueError(f"the weights in {path} do not fit model.json beside them: {missing}")
     device = next(grown.flow.base.parameters()).device

@@ -3,7 +3,6 @@
 A folder holds model.json, flow.safetensors and, with latents, autoencoder.safetensors; model.json names no code.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards.files import read_json
 from rewards.towers import WordPieces
 from steer.interpolants import Linear
 from steer.models import Model, growing, noise
 from steer.models.autoencoder import Autoencoder
-from steer.models.files import check_card, construct, fill, read_card, write_card, write_tensors
+from steer.models.files import check_card, construct, read_card, write_card, write_tensors
 from steer.models.grid import GridNetwork
 from steer.models.network import FlowNetwork
 from steer.models.patches import PatchNetwork
@@ -91,23 +91,48 @@ def build(
 
 def load_decoder(folder: Path, config: dict[str, Any] | None = None, device: torch.device | str = "cpu") -> Latents:
     """The autoencoder of a folder, by the settings in its card or in autoencoder.json."""
-    settings: dict[str, Any] = config or json.loads((folder / "autoencoder.json").read_text(encoding="utf8"))
-    autoencoder = Autoencoder(**settings)
-    fill(autoencoder, folder / "autoencoder.safetensors")
-    return Latents(autoencoder.to(device))
+    settings = config or read_json(folder / "autoencoder.json", "save or install the model again")
+    card = {"autoencoder": settings}
+    return Latents(construct(Autoencoder, card, "autoencoder", folder / "autoencoder.safetensors").to(device))
 
 
 def load(folder: Path, device: torch.device) -> Model:
     """The model of a folder; see steer.load_model."""
     card = read_card(folder)
     check_card(folder, card, {"path": ("linear",), "architecture": NETWORKS})
-    net = construct(NETWORKS[card["architecture"]], card, "network", folder)
-    fill(net, folder / "flow.safetensors")
-    net = net.to(device)
+    net = construct(NETWORKS[card["architecture"]], card, "network", folder / "flow.safetensors").to(device)
     decode = Pixels() if card.get("autoencoder") is None else load_decoder(folder, card["autoencoder"], device)
-    pieces = WordPieces(tuple(card["words"]["pieces"]), card["words"]["context"])
-    model = Model(net, Linear(), Spell(pieces, net), decode, tuple(card["shape"]), folder.name)
+    pieces, shape = _words(card, net, folder), _shape(card, net, decode, folder)
+    model = Model(net, Linear(), Spell(pieces, net), decode, shape, folder.name)
     return growing.read(noise.read(model, card, folder), card, folder)
+
+
+def _words(card: dict[str, Any], net: Network, folder: Path) -> WordPieces:
+    """The vocabulary; raises ValueError where it is not the one that the network has states for."""
+    words = card.get("words")
+    words = words if isinstance(words, dict) else {}
+    texts, length = words.get("pieces"), words.get("context")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or type(length) is not int:
+        raise ValueError(f"{folder / 'model.json'}: words hold no pieces, or no context; save the model again")
+    pieces, known = WordPieces(tuple(texts), length), (net.config["vocabulary"], net.config["length"])
+    if (pieces.vocab_size, length) != known or length < 2:
+        raise ValueError(
+            f"{folder / 'model.json'}: words are {pieces.vocab_size} in a context of {length}, and the network's "
+            f"{known[0]} in {known[1]}; save the model again"
+        )
+    return pieces
+
+
+def _shape(card: dict[str, Any], net: Network, decode: Latents | Pixels, folder: Path) -> tuple[int, ...]:
+    """The shape of a sample; raises ValueError where network, decoder and card do not agree on it."""
+    drawn = (3, net.config["side"], net.config["side"]) if isinstance(net, PatchNetwork) else (net.config["size"],)
+    fits = isinstance(net, PatchNetwork) if isinstance(decode, Pixels) else drawn == (decode.size,)
+    if not fits or card.get("shape") != list(drawn):
+        raise ValueError(
+            f"{folder / 'model.json'}: shape={card.get('shape')!r}, the network draws {list(drawn)}, and the decoder "
+            "takes " + ("pixels" if isinstance(decode, Pixels) else f"{[decode.size]}") + "; save the model again"
+        )
+    return drawn
 
 
 def save(model: Model, folder: Path) -> None:

@@ -122,8 +122,15 @@ def test_the_command_line_takes_a_folder(saved: Path, tmp_path: Path, capsys: py
 
     out = tmp_path / "out"
     command = ["sample", f"model={saved}", "prompt=a red heart", "reward=brightness", "n=2", "method=best_of_n"]
-    assert main([*command, "seed=0", "device=cpu", f"out={out}"]) == 0
+    command += ["seed=0", "device=cpu", f"out={out}"]
+    assert main(command) == 0
     assert json.loads((out / "report.json").read_text())["model"] == str(saved)
+    assert main([*command, "pipeline.height=24", "pipeline.dtype=bfloat16"]) == 0
+    from PIL import Image
+
+    assert Image.open(next(out.glob("best-*.png"))).size == (16, 24)
+    assert main([*command, "pipeline.height=25"]) == 2
+    assert "height=25 is no multiple of 2" in capsys.readouterr().err
 
 
 def test_tuning_a_pipeline_and_its_adapters_in_diffusers(saved: Path, tmp_path: Path) -> None:

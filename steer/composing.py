@@ -1,0 +1,233 @@
+"""From words on a command line to settings: hydra overrides, checked against what configs/ and the classes know."""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from steer.settings import CONFIGS, groups, names, read, unknown
+
+Config = Any  # a DictConfig
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def compose(config: str, overrides: Iterable[str]) -> Config:
+    """configs/CONFIG.yaml with the overrides.
+
+    A setting of a method, an objective or another part may be any argument of its class, whether or not its file in
+    configs/ names it.
+
+    Raises:
+        ValueError: a key or a name is unknown, or a value is of another type than the setting; the message says what is
+            known, or what type it is.
+    """
+    from hydra import compose as composed
+    from hydra import initialize_config_dir
+    from hydra.errors import OverrideParseException
+
+    given = [_Override(text, config) for text in overrides]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        known = [str(key) for key in composed(config)] + list(groups(config))
+        for one in given:
+            one.check_root(known)
+        try:
+            base = composed(config, [one.text for one in given if one.chooses])
+            result = composed(config, [one.text if one.chooses else one.within(base) for one in given])
+        except OverrideParseException as error:
+            cure = "put quotes around texts with signs in them, as in KEY=\"['a <b>', 'c: d']\""
+            raise ValueError(f"setting {error.override!r} cannot be read; {cure}") from error
+    for one in given:
+        one.check_type(base, result)
+    return result
+
+
+class _Override:
+    """KEY=VALUE, of the settings of one command.
+
+    key: without the signs + and ~ of hydra. chooses: whether it names a file of configs/, as method=smc does.
+    """
+
+    def __init__(self, text: str, config: str) -> None:
+        key, equals, self.value = text.partition("=")
+        if not equals and not key.startswith("~"):
+            raise ValueError(f"setting {text!r} has no value; write {text}=VALUE")
+        self.sign, self.key = re.match(r"([+~]*)(.*)", key, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        self.group = None if "~" in self.sign else groups(config).get(self.key)
+        self.text, self.chooses = text, self.group is not None
+        self.optional = {self.key: None} in read(config).get("defaults", [])
+        if self.group and self.group != self.key:
+            self.text = f"{self.sign}{self.group}@{self.key}={self.value}"
+
+    def check_root(self, known: list[str]) -> None:
+        """Its first part is a setting, and what it chooses exists."""
+        root = self.key.partition(".")[0].partition("@")[0]
+        if root not in known:
+            raise unknown("setting", root, known)
+        if self.group and self.value not in names(self.group) and not (self.optional and self.value == "null"):
+            raise unknown(self.key, self.value, names(self.group))
+
+    def within(self, base: Config) -> str:
+        """Its text for hydra, which wants a plus before what the file does not name; ValueError for an unknown key."""
+        from omegaconf import DictConfig, OmegaConf
+
+        parent, dot, last = self.key.rpartition(".")
+        if not dot or self.sign:
+            return self.text
+        node = OmegaConf.select(base, parent)
+        if not isinstance(node, DictConfig):
+            raise ValueError(f"setting {self.key!r}: {_cure(base, parent)}")
+        known = [str(key) for key in node if not str(key).startswith("_")]
+        more = [name for name in _arguments(node) if name not in known]
+        if last in more:
+            return f"+{self.text}"
+        if last not in known:
+            raise unknown("setting", self.key, [f"{parent}.{name}" for name in [*known, *more]])
+        return self.text
+
+    def check_type(self, base: Config, result: Config) -> None:
+        """Its value is of the type of its default; a number where a text belongs is taken as it was written."""
+        from omegaconf import ListConfig, OmegaConf
+
+        if self.chooses or self.sign:
+            return
+        value, default = OmegaConf.select(result, self.key), OmegaConf.select(base, self.key)
+        parent, _, last = self.key.rpartition(".")
+        if parent:
+            default = _arguments(OmegaConf.select(base, parent)).get(last, default)
+        kind = "a list" if isinstance(default, ListConfig) else KINDS.get(type(default))
+        plain = isinstance(value, bool | int | float | str)
+        if isinstance(default, str) and plain and not isinstance(value, str):
+            OmegaConf.update(result, self.key, self.value)
+        elif kind and plain and not _suits(value, type(default)):
+            raise ValueError(f"{self.key}={value!r} must be {kind}, such as {default!r}")
+
+
+def _suits(value: object, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _cure(base: Config, parent: str) -> str:
+    """What to write in place of a setting whose owner has none."""
+    if parent in base and base[parent] is not None:
+        return f"{parent} has no settings of its own; write {parent}=VALUE"
+    chosen = f"a {parent}" if (CONFIGS / parent).is_dir() else f"{parent!r}, which is not set"
+    example = f"; name one too, as in {parent}={names(parent)[0]}" if (CONFIGS / parent).is_dir() else ""
+    return f"it is a setting of {chosen}{example}"
+
+
+def _arguments(node: Any) -> dict[str, Any]:  # noqa: ANN401 (a part of a config)
+    """Names and defaults of what the class of a part takes; none for what is no class."""
+    from hydra.utils import get_object
+    from omegaconf import DictConfig
+
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return {}
+    parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL}
+
+
+def plain(config: Config, *without: str) -> dict[str, Any]:
+    """All settings but some, as plain values."""
+    return {str(key): to_plain(config[key]) for key in config if key not in without}
+
+
+def to_plain(value: Any) -> Any:  # noqa: ANN401
+    """Lists and dicts in the place of omegaconf's."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def quote_prompt(overrides: list[str]) -> list[str]:
+    """A prompt is text, whatever characters it holds; only a list in brackets is left to hydra."""
+    quoted = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if key == "prompt" and equals and not text.startswith(("[", "'", '"')):
+            override = f"prompt={as_text(text)}"
+        quoted.append(override)
+    return quoted
+
+
+def as_text(text: str) -> str:
+    """A text in the quotes in which hydra takes it as it is."""
+    return "'" + re.sub(r"(\\*)('|$)", _escape, text) + "'"
+
+
+def _escape(match: re.Match[str]) -> str:
+    """A quote with a backslash before it; backslashes that stand before a quote twice, as hydra reads them."""
+    return 2 * match[1] + ("\\'" if match[2] else "")
+
+
+def take_free(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take out rewards and models that are no names in configs/: functions, weights, folders.
+
+    Raises:
+        ValueError: settings of a reward stand beside one that has none in configs/.
+    """
+    free, left = {}, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in ("reward", "model") and value not in names(key):
+            free[key] = value
+        else:
+            left.append(override)
+    lost = next((text for text in left if text.partition(".")[0] in free), None)
+    if lost:
+        key = lost.partition(".")[0]
+        raise ValueError(f"setting {lost!r}: only a {key} that `steer list` names has settings; leave it out")
+    return left, free
+
+
+def reward_of(config: Config, free: dict[str, str]) -> Any:  # noqa: ANN401 (whatever rewards.to_reward takes)
+    """The reward that is meant: what `take_free` took out, or the one that the config describes."""
+    from hydra.utils import instantiate
+
+    return free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
+
+
+def free_reward(text: str) -> Any:  # noqa: ANN401 (whatever rewards.to_reward takes)
+    """`{clip: 1, redness: 50}` as a dict of weights, `[clip, redness]` as a list, `module:name` as that object."""
+    if text.startswith(("{", "[")):
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(OmegaConf.create(text))
+    if ":" not in text:
+        raise unknown("reward", text, names("reward"), ", or module:function, or file.py:function")
+    return import_object(text)
+
+
+def import_object(text: str) -> Any:  # noqa: ANN401
+    """The object named by "package.module:name" or "path/to/file.py:name"; the working directory is searched too.
+
+    Raises:
+        ValueError: there is no such module, file or name. Errors inside the module pass unchanged.
+    """
+    place, _, name = text.rpartition(":")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise ValueError(f"reward={text!r}: there is no file {place!r}; name one that exists")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and not f"{place}.".startswith(f"{error.name}."):
+                raise
+            cure = "install it, or run from its folder"
+            raise ValueError(f"reward={text!r}: there is no module {place!r}; {cure}") from error
+        finally:
+            sys.path.pop(0)
+    if not hasattr(module, name):
+        raise unknown("reward", text, [f"{place}:{n}" for n in vars(module) if not n.startswith("_")])
+    return getattr(module, name)

@@ -1,0 +1,49 @@
+"""Tables on stdout: whole lines where they are read by a program, cut or folded to fit a terminal."""
+
+import io
+from typing import Literal
+
+import pytest
+from rich.console import Console
+
+from steer.printing import print_table
+
+ROWS = [{"name": "a", "n": 1, "text": "word " * 40}, {"name": "b" * 20, "text": "[red]no markup[/red]"}]
+SIZES = {"COLUMNS": "80", "TERM": "dumb"}
+
+
+def printed(long: Literal["whole", "fold", "cut"], terminal: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    stdout = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stdout)
+    monkeypatch.setattr(Console, "is_terminal", terminal)
+    for key, value in SIZES.items():
+        monkeypatch.setenv(key, value)
+    print_table("names", ROWS, long)
+    return stdout.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("long", ["whole", "fold", "cut"])
+def test_a_row_is_a_whole_line_where_there_is_no_terminal(
+    long: Literal["whole", "fold", "cut"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = printed(long, False, monkeypatch)
+    assert sum("word" in line for line in lines) == 1
+    assert next(line for line in lines if "word" in line).count("word") == 40
+
+
+def test_a_terminal_cuts_long_texts_and_no_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed("cut", True, monkeypatch)
+    row = [line for line in lines if "word" in line]
+    assert len(row) == 1 and "\u2026" in row[0] and max(map(len, lines)) <= 80
+    assert any("b" * 20 in line for line in lines)
+
+
+def test_a_terminal_folds_long_texts_into_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed("fold", True, monkeypatch)
+    assert sum(line.count("word") for line in lines) == 40 and max(map(len, lines)) <= 80
+    assert len([line for line in lines if "word" in line]) > 3
+
+
+def test_what_is_missing_is_a_dash_and_no_text_is_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(line for line in printed("whole", False, monkeypatch) if "no markup" in line)
+    assert "[red]no markup[/red]" in row and " - " in row
