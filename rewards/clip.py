@@ -1,15 +1,16 @@
 """CLIPScore by any open_clip model; the small one that ships by default."""
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewards.contract import check_images
-from rewards.towers import EMBEDDED, Towers, load_clip
+from rewards.files import check_size, read_json
+from rewards.towers import EMBEDDED, Towers, import_open_clip, load_clip
 from rewards.vision import Kept, damages, first_line
 
 NAMES = {"emoji-clip": "clip", "emoji-clip-judge": "clip-judge"}
@@ -100,8 +101,6 @@ class Clip(Cosine):
             if local:
                 _check_folder(folder)
             return load_clip(self.model, self.pretrained, device)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{damaged} ({error})") from error
         except (ValueError, FileNotFoundError, torch.OutOfMemoryError):
             raise
         except damages() as error:
@@ -115,10 +114,22 @@ class Clip(Cosine):
 
 
 def _check_folder(folder: Path) -> None:
-    """open_clip would score with random weights where a folder has none."""
-    config = folder / "open_clip_config.json"
-    if not config.exists():
+    """open_clip would score with random weights where a folder has none, and take whatever memory its config asks."""
+    path = folder / "open_clip_config.json"
+    if not path.exists():
         raise FileNotFoundError(f"no model in {str(folder)!r}: open_clip_config.json is missing; save it there again")
-    json.loads(config.read_text(encoding="utf8"))
+    config = read_json(path, "its files are damaged or do not fit each other; download or save them again")
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise FileNotFoundError(f"no weights in {str(folder)!r}; put open_clip_model.safetensors beside its config")
+    weights, given = folder / "open_clip_model.safetensors", config["model_cfg"]
+    if weights.is_file() and not (folder / "vocabulary.json").exists():
+        check_size(lambda: _bare(given), given, weights)
+
+
+def _bare(config: dict[str, Any]) -> torch.nn.Module:
+    """The untrained model of a "model_cfg"; of one whose text tower is another library's, nothing."""
+    open_clip, text = import_open_clip(), config["text_cfg"]
+    if "hf_model_name" in text:
+        return torch.nn.Module()
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    return kind(config["embed_dim"], {**config["vision_cfg"], "timm_model_pretrained": False}, text)

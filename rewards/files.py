@@ -70,15 +70,20 @@ def check_size(make: Callable[[], nn.Module], settings: Any, path: Path) -> None
         with safe_open(path, "pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"the weights in {path} are damaged ({error}); install or download them again") from error
+        raise _unfit(path, str(error)) from error
     deep = next((f"{key}={n}" for key, n in _stacks(settings) if n > len(shapes)), None)
     if deep:
-        raise ValueError(f"the weights in {path} do not fit their settings: {len(shapes)} tensors for {deep}")
+        raise _unfit(path, f"{len(shapes)} tensors for {deep}")
     with torch.device("meta"):
         wanted = sum(w.numel() for w in make().state_dict().values())
     there = sum(map(math.prod, shapes))
     if wanted > 2 * there:
-        raise ValueError(f"the weights in {path} do not fit their settings: {there} numbers, and not {wanted}")
+        raise _unfit(path, f"{there} numbers, and not {wanted}")
+
+
+def _unfit(path: Path, why: str) -> ValueError:
+    cure = "install or download them again"
+    return ValueError(f"the weights in {path} are damaged or do not fit their settings ({why}); {cure}")
 
 
 def _check_there(path: Path) -> None:

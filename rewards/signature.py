@@ -124,7 +124,8 @@ def _keyword_role(function: object, parameter: inspect.Parameter) -> str | None:
     """What to give by keyword: all that is needed, and of what has a default the prompts and raw pictures."""
     role = role_of(parameter.name)
     if parameter.default is not parameter.empty:
-        return role if role in ("prompts", "raw") else None
+        plain = parameter.name.lower().removesuffix("s") in WORDS["prompts"]  # prompt_embeds=None is no list of texts
+        return role if role == "raw" or plain else None
     if role is None:
         raise TypeError(
             f"reward {name_of(function)!r} needs {parameter.name!r}; it is called with (images, prompts): give it a "

@@ -164,8 +164,11 @@ def load_embedded(folder: Path) -> Towers:
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its open_clip_config.json: {error}") from error
     register(folder.name, config["model_cfg"])
-    pieces = tuple(read_json(folder / "vocabulary.json", AGAIN))
-    tokenize = WordPieces(pieces, config["model_cfg"]["text_cfg"]["context_length"])
+    pieces = read_json(folder / "vocabulary.json", AGAIN)
+    size = config["model_cfg"]["text_cfg"]["vocab_size"]
+    if not (isinstance(pieces, list) and all(isinstance(p, str) for p in pieces) and len(pieces) + 3 == size):
+        raise ValueError(f"{folder / 'vocabulary.json'} holds no {size - 3} pieces of words; {AGAIN}")
+    tokenize = WordPieces(tuple(pieces), config["model_cfg"]["text_cfg"]["context_length"])
     size = config["model_cfg"]["vision_cfg"]["image_size"]
     return Towers(model.eval().requires_grad_(False), tokenize, look_of({**config["preprocess_cfg"], "size": size}))
 

@@ -28,7 +28,7 @@ class Look:
         bicubic overshoots; both would flatten gradients and are left out.
 
     Raises:
-        ValueError: another resize or interpolation.
+        ValueError: another resize or interpolation, or a mean or standard deviation that is none.
     """
 
     size: int
@@ -43,6 +43,8 @@ class Look:
             raise ValueError(f"resize={self.resize!r} is unknown; give 'shortest', 'longest' or 'squash'")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation={self.interpolation!r} is unknown; give 'bicubic' or 'bilinear'")
+        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+            raise ValueError(f"mean={self.mean} and std={self.std} must be three numbers, and std above 0")
 
     def __call__(self, images: Tensor) -> Tensor:
         """float32 [b 3 size size] of pictures [b 3 h w] in [0,1]."""
@@ -165,7 +167,10 @@ def damages() -> tuple[type[Exception], ...]:
     """What libraries raise where a file of weights is cut off, damaged, or of another model."""
     from safetensors import SafetensorError
 
-    return (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError, SafetensorError)
+    return (
+        RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError,
+        pickle.UnpicklingError, SafetensorError,
+    )  # fmt: skip
 
 
 def first_line(error: Exception) -> str:

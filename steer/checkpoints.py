@@ -90,12 +90,17 @@ def read(checkpoint: Path) -> State:
     """The tensors and facts of a checkpoint.
 
     Raises:
-        ValueError: a file of it is missing or damaged.
+        ValueError: a file of it is missing or damaged, or of another step than its folder says.
     """
     try:
         facts = json.loads((checkpoint / "state.json").read_text(encoding="utf8"))
-        return load_file(checkpoint / "state.safetensors"), facts
-    except (OSError, ValueError, SafetensorError) as error:
+        if not isinstance(facts, dict) or f"step-{facts.get('step'):08}" != checkpoint.name:
+            raise ValueError("state.json is of no step, or of another one")
+        tensors = load_file(checkpoint / "state.safetensors")
+        if bad := next((name for name, x in tensors.items() if bool(x.isnan().any())), None):
+            raise ValueError(f"{bad} holds NaN")
+        return tensors, facts
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise ValueError(
             f"the checkpoint {checkpoint} is damaged ({error}); remove this folder to go on without it"
         ) from error

@@ -1,6 +1,8 @@
 """Several processes: accelerate as it is used here, and whole tensors of weights that are spread (FSDP)."""
 
 import atexit
+import gc
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +47,18 @@ def process_state(cpu: bool = False) -> "PartialState":
 @cache
 def _part_at_exit() -> None:
     """Once: processes part when they end, and not after the first of several runs."""
+    atexit.register(_part)
+
+
+def _part() -> None:
+    """Leave the others, and give gloo's threads time to let go of tensors: one that does so after the interpreter is
+    gone aborts a process that has done all its work.
+    """
     from accelerate import PartialState
 
-    atexit.register(PartialState().destroy_process_group)
+    PartialState().destroy_process_group()
+    gc.collect()
+    time.sleep(0.3)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -74,6 +85,16 @@ def full_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dic
     return tensors, [dict(group) for group in groups]
 
 
+def _strange(state: dict[str, dict[str, Tensor]], learned: dict[str, torch.Size]) -> list[str]:
+    """Parts of an optimiser's state that are of no weight, or of another shape than it."""
+    return [
+        f"{name}|{slot}"
+        for name, slots in state.items()
+        for slot, x in slots.items()
+        if x.shape not in (torch.Size(), learned.get(name.removeprefix("module.")))
+    ]
+
+
 def load_full_state(
     module: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
@@ -92,16 +113,15 @@ def load_full_state(
             state.setdefault(name, {})[slot] = value
     inner = _inner(optimiser)
     now = [{k: v for k, v in group.items() if k != "params"} for group in inner.param_groups]
-    optim: Any = {"state": state, "param_groups": [g | mine for g, mine in zip(groups, now, strict=True)]}
     try:
+        optim: Any = {"state": state, "param_groups": [g | mine for g, mine in zip(groups, now, strict=True)]}
         options = parts.StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-        missing, unexpected = parts.set_model_state_dict(module, weights, options=options)
-        fixed = {name for name, p in module.named_parameters() if not p.requires_grad}
-        fixed |= {name.removeprefix("module.") for name in fixed}
-        if lost := [*unexpected, *(name for name in missing if name.removeprefix("module.") not in fixed)]:
+        learned = {name.removeprefix("module."): p.shape for name, p in module.named_parameters() if p.requires_grad}
+        _, unexpected = parts.set_model_state_dict(module, weights, options=options)
+        if lost := [*unexpected, *(learned.keys() - weights.keys()), *_strange(state, learned)]:
             raise KeyError(lost)
         parts.set_optimizer_state_dict(module, inner, optim, options=options)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
             f"the checkpoint is of another network or objective: {error}; train in another folder"
         ) from error

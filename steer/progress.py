@@ -43,4 +43,11 @@ def bar(shown: bool, name: str, rows: int | None, what: str = "rows") -> Iterato
     columns = (TextColumn("{task.description:<12}"), BarColumn(), count, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=rows)
-        yield lambda rows: progress.advance(task, rows)
+
+        def tick(more: int) -> None:
+            progress.advance(task, more)
+            if rows and progress.tasks[0].completed > rows:  # a method that takes more than its steps say
+                progress.columns = (*columns[:2], TextColumn("{task.completed} " + what), columns[3])
+                progress.update(task, total=None)
+
+        yield tick

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def read(source: str | Path) -> list[str]:
     if not found:
         raise ValueError(f"prompts={str(source)!r} holds no prompt; write one a line")
     return found
+
+
+FEWEST = 20  # prompts of which some are held out
 
 
 class Prompts:
@@ -52,8 +56,13 @@ class Prompts:
                 raise ValueError("all prompts are among held_out_prompts; none is left to tune with")
             return
         distinct = list(dict.fromkeys(self.pool))
-        if len(distinct) < 20:
+        if len(distinct) < FEWEST:
             self.held_out = distinct
+            warnings.warn(
+                f"prompts has {len(distinct)}, fewer than {FEWEST}: the guard measures on these themselves; "
+                "held_out_prompts= gives it others",
+                stacklevel=4,
+            )
             return
         order = random.Random(f"held out {seed}").sample(distinct, len(distinct))
         self.held_out = order[: min(self.MOST, max(1, len(order) // 10))]

@@ -220,6 +220,11 @@ def _warnings(report: dict[str, Any], chosen: Chosen) -> list[str]:
             f"which was not optimised, fell from {held['unsteered']:.3g} to {held['weighted']:.3g}: the reward may be "
             "cheated, or asks for something other than the prompt; raise the temperature"
         )
+    if _change(reward) < -2 * (reward["error"] or 0):
+        out.append(
+            f"{reward['name']} fell, from {reward['unsteered']:.3g} to {reward['weighted']:.3g} by weight: raise n or "
+            "steps, or name another method"
+        )
     return out + _collapse(report, chosen) + _overpowered(report["push"], chosen.method)
 
 

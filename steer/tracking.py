@@ -130,7 +130,7 @@ class Log:
         for line in self.path.read_text(encoding="utf8").splitlines() if self.path.exists() else []:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written
+            except (json.JSONDecodeError, RecursionError):  # the line that was being written
                 continue
             if isinstance(row, dict) and row.get("step", step + 1) <= step:
                 rows.append(row)

@@ -324,7 +324,17 @@ class Trainer:
         if state is None:
             return
         tensors, facts = state
-        check_same(facts, self.facts(), self.folder)
+        try:
+            check_same(facts, self.facts(), self.folder)
+            self._take(tensors, facts)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint of step {facts['step']} in {self.folder} is damaged ({error!r}); remove it to go on "
+                "from the one before"
+            ) from error
+
+    def _take(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take back what `checkpoint` wrote."""
         self.averages.load({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
         load_full_state(self.learner, self.optimiser, tensors, facts["optimiser"])
         if self.accelerator.scaler is not None and facts.get("scaler"):

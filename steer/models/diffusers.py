@@ -4,7 +4,6 @@ What is known of each pipeline class is in `steer.models.families`; the parts th
 come from, the dtype and the memory, prompts that are encoded once, and its own sampler, which proves the adapter.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rewards.towers import mend_torchvision, read_weights
+from rewards.files import read_json, read_weights
+from rewards.towers import mend_torchvision
+from rewards.vision import damages, first_line
 from steer.adapters import adapt, fill_lora, lora_weights
 from steer.draws import Rng, randn_like
 from steer.flow_map import Cond, FlowMap, OdeFlowMap, jump
@@ -87,6 +88,8 @@ def load(
     if (Path(source) / "model.json").is_file():
         card = read_card(Path(source))
         check_card(Path(source), card, {})
+        if not (isinstance(card.get("source"), str) and isinstance(card.get("choices"), dict)):
+            raise ValueError(f"{Path(source) / 'model.json'} names no source, or no choices; save the model again")
     source, tuned = card["source"], Path(source)
     chosen = choices_of(card["choices"] | choices)
     number = _dtype(dtype, device)
@@ -97,14 +100,7 @@ def load(
     family_of(name)
     if not hasattr(diffusers, name):
         raise ValueError(f"pipeline {name!r} is not in diffusers; load it yourself, and steer.pipeline(pipe) steers it")
-    try:
-        pipe = getattr(diffusers, name).from_pretrained(str(source), torch_dtype=number, use_safetensors=True)
-    except OSError as error:
-        raise OSError(f"model={str(source)!r} cannot be loaded: {_first_line(error)}") from error
-    if offload:
-        getattr(pipe, f"enable_{offload}_cpu_offload")(device=device)
-    else:
-        pipe.to(device)
+    pipe = _pipe(getattr(diffusers, name), str(source), number, device, offload)
     if tiling:
         pipe.vae.enable_tiling()
     if slicing:
@@ -114,7 +110,9 @@ def load(
     model = from_pipeline(pipe, chosen, name=str(source))
     if (tuned / LORA).is_file():
         weights = read_lora(tuned)
-        rank = next(len(w) for name, w in weights.items() if "lora_A" in name)
+        rank = next((len(w) for name, w in weights.items() if "lora_A" in name), 0)
+        if not rank:
+            raise ValueError(f"{tuned / LORA} holds no adapters; save the model again")
         fill_lora(adapt(model.family.flow, rank, rank), weights)
         model.family.flow.requires_grad_(False)
     return model
@@ -152,16 +150,15 @@ def one_call(model: Model) -> Model:
 def save(model: PipelineModel, folder: Path) -> None:
     """Write the adapters of a tuned pipeline, as diffusers' `load_lora_weights` reads them, and where the rest is from.
 
-    Raises:
-        ValueError: it has no adapters.
+    Of one that was not tuned only that is written; pipe.save_pretrained(folder) writes the pipeline itself.
     """
-    assert isinstance(model.flow, nn.Module)
-    weights = lora_weights(model.flow)
-    if not weights:
-        raise ValueError(f"model={model.name!r} is a pipeline as it was loaded; pipe.save_pretrained(folder) writes it")
+    weights = lora_weights(model.flow) if isinstance(model.flow, nn.Module) else {}
     part = "unet" if hasattr(model.family.pipe, "unet") else "transformer"
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / LORA, {name.replace("network", part, 1): w for name, w in weights.items()})
+    if weights:
+        write_tensors(folder / LORA, {name.replace("network", part, 1): w for name, w in weights.items()})
+    else:
+        (folder / LORA).unlink(missing_ok=True)
     chosen = {key: value for key, value in vars(model.choices).items() if value != getattr(Choices(), key)}
     write_card(folder, {"kind": "diffusers", "source": model.name, "choices": chosen})
 
@@ -240,22 +237,37 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return known[name]
 
 
+def _pipe(kind: Any, source: str, number: torch.dtype, device: torch.device, offload: str | None) -> Any:  # noqa: ANN401
+    """The pipeline, in its place; raises OSError or ValueError that names it where its files cannot be had or read."""
+    try:
+        pipe = kind.from_pretrained(source, torch_dtype=number, use_safetensors=True)
+        if offload:
+            getattr(pipe, f"enable_{offload}_cpu_offload")(device=device)
+        else:
+            pipe.to(device)
+    except torch.OutOfMemoryError:
+        raise
+    except OSError as error:
+        raise OSError(f"model={source!r} cannot be loaded: {first_line(error)}") from error
+    except damages() as error:
+        cure = "save or download the pipeline again"
+        raise ValueError(f"model={source!r}: files are damaged or do not fit ({first_line(error)}); {cure}") from error
+    return pipe
+
+
 def _pipeline_class(diffusers: Any, source: str | Path) -> str:  # noqa: ANN401
     """The name of the class in model_index.json, which is in the folder or fetched."""
     path = Path(source) / INDEX
     if path.is_file():
+        cure = "save or download the pipeline again"
         try:
-            return str(json.loads(path.read_text(encoding="utf8"))["_class_name"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); save or download the pipeline again") from error
+            return str(read_json(path, cure)["_class_name"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); {cure}") from error
     try:
         return str(diffusers.DiffusionPipeline.load_config(str(source))["_class_name"])
     except OSError as error:
         raise OSError(
             f"model={str(source)!r} is no folder with {INDEX}, and cannot be fetched from the hub "
-            f"({_first_line(error)}); check the name and the connection, or name a local folder"
+            f"({first_line(error)}); check the name and the connection, or name a local folder"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -154,6 +154,20 @@ def test_tuning_a_pipeline_and_its_adapters_in_diffusers(saved: Path, tmp_path: 
     assert_close(drawn(from_pipeline(pipe)), drawn(tuned), rtol=0, atol=1e-5)
 
 
+def test_a_tuning_that_gained_nothing_leaves_the_pipeline_as_it_was(saved: Path, tmp_path: Path) -> None:
+    steer.finetune(
+        steer.load_model(saved, "cpu"), lambda images: -bright(images), [f"{i} cats" for i in range(8)],
+        held_out_prompts=PROMPTS, objective="draft", steps=1, batch=2, lr=1e-3, rank=2, held_out=None, guard_every=1,
+        guard_pictures=2, calls=1, out=tmp_path / "tuned", progress=False, device="cpu",
+        rounds={"prompts": 2, "group": 1, "updates": 1}, guard={"kl_most": 0.0},
+    )  # fmt: skip
+    report = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert report["best"] is None and "left as it was" in report["words"]
+    assert not (tmp_path / "tuned" / "pytorch_lora_weights.safetensors").exists()
+    again = steer.load_model(tmp_path / "tuned", "cpu")
+    assert torch.equal(drawn(again), drawn(held("sd-tcd")))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("given", "words"), [({"rank": 0}, "rank"), ({"objective": "noise"}, "noise")])
 def test_what_cannot_be_tuned_is_said(given: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):

@@ -1,7 +1,12 @@
 """Families of diffusers pipelines that are known as flow maps, and how to add one.
 
-A family is a class that reads a loaded pipeline and is what `steer.models.families.base.Family` says. Of a rectified
-flow all that has to be written is how its network is called:
+A family is a class that reads a loaded pipeline (with its `vae`, `scheduler` and `vae_scale_factor`) and is what
+`steer.models.families.base.Family` says. Of a rectified flow all that has to be written is how its network is called:
+
+    from steer.interpolants import Shifted
+    from steer.models.families import register
+    from steer.models.families.base import LinearFlow, Prompted, size_of
+    from steer.models.families.rectified import times_of
 
     class MyFlow(LinearFlow):
         def velocity(self, x, sigma, sigma_next, cond):  # noise - data [b *d], as the network gives it

@@ -11,6 +11,7 @@ velocity ``dalpha N + dbeta D``, so one formula serves all families, and each fa
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -58,8 +59,12 @@ class Choices:
             number = getattr(self, name)
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name} must be a whole number, at least 1, got {number!r}")
-        if self.guidance is not None and not self.guidance >= 0 or not self.true_guidance >= 0:
-            raise ValueError(f"guidance must be at least 0, got {self.guidance}, true_guidance {self.true_guidance}")
+        for name in ("guidance", "true_guidance"):
+            scale = getattr(self, name)
+            if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
+                raise ValueError(f"{name} must be a number, at least 0, got {scale!r}")
+        if not isinstance(self.negative, str):
+            raise ValueError(f"negative must be a text, got {self.negative!r}")
 
 
 class EndsFlow(nn.Module):
