@@ -30,7 +30,7 @@ class Cache:
         """What was written under the key."""
         try:
             found = json.loads(self._path(key).read_text(encoding="utf8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 

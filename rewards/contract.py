@@ -112,10 +112,13 @@ def check_scores(reward: object, scores: Any, b: int, like: Tensor) -> Tensor:  
 
 
 def _as_tensor(scores: Any) -> Tensor:  # noqa: ANN401
-    """Lists of tensors are stacked, so that they keep their gradients."""
+    """Lists of tensors are stacked, so that they keep their gradients; TypeError for tensors that are not dense."""
     if isinstance(scores, (list, tuple)) and scores and all(isinstance(s, Tensor) for s in scores):
         return torch.stack(list(scores))
-    return torch.as_tensor(scores)
+    found = torch.as_tensor(scores)
+    if found.is_meta or found.is_quantized or found.is_nested or found.layout != torch.strided:
+        raise TypeError("it is no plain tensor")
+    return found
 
 
 def probe_differentiable(reward: Reward, images: Tensor, prompts: list[str]) -> bool:

@@ -57,12 +57,12 @@ def reference_like(reward: str, reference: str | Tensor | None, images: Tensor) 
 def _read(path: str) -> Tensor:
     """The file as [3 h w] in [0,1]."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as file:
             picture = file.convert("RGBA")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"reference={path!r} is no picture that PIL can read; save it as PNG") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"reference={path!r} is no picture that PIL can read ({error}); save it as PNG") from error
     flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return torch.from_numpy(np.array(flat)).permute(2, 0, 1).float() / 255

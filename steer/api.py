@@ -14,6 +14,7 @@ import rewards
 from steer.arguments import (
     check_compiler,
     check_device,
+    check_flags,
     check_lookahead,
     check_method,
     check_numbers,
@@ -104,6 +105,7 @@ def sample(
     prompts = check_prompts(prompt)
     check_numbers(n, steps, temperature, budget, seed)
     check_want(want)
+    check_flags(progress=progress, compile=compile, checkpoint=checkpoint)
     check_method(method)
     chunks = Chunks.of(chunk)
     score = check_reward(reward)

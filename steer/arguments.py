@@ -12,6 +12,7 @@ from steer.models import Model
 from steer.posterior import Learned
 
 WANTS = ("sample", "best")
+MOST = 2**31 - 1  # of what is counted; nobody waits for more
 
 
 def check_prompts(prompt: object) -> list[str]:
@@ -29,12 +30,22 @@ def check_numbers(n: object, steps: object, temperature: object, budget: object,
     for name, value in {"n": n, "steps": steps, "budget": budget}.items():
         if (value is not None or name == "n") and not (_is_whole(value) and value >= 1):  # pyright: ignore
             raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+        if value is not None and value > MOST:  # pyright: ignore
+            raise ValueError(f"{name}={value!r} must be at most {MOST}")
     if steps is not None and budget is not None:
         raise ValueError(f"steps={steps!r} and budget={budget!r} both fix the number of steps; give one of them")
-    if temperature is not None and not (isinstance(temperature, Real) and float(temperature) > 0):
+    number = isinstance(temperature, Real) and not isinstance(temperature, bool)
+    if temperature is not None and not (number and temperature > 0):  # pyright: ignore
         raise ValueError(f"temperature={temperature!r} must be above 0 (lower steers harder), or None to measure it")
     if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**63):  # pyright: ignore
         raise ValueError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one")
+
+
+def check_flags(**flags: object) -> None:
+    """True or False: a text such as "no" would count as true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be true or false")
 
 
 def _is_whole(value: object) -> bool:
@@ -44,9 +55,9 @@ def _is_whole(value: object) -> bool:
 def check_device(device: str | torch.device | None) -> torch.device:
     """The device, tried; None takes CUDA where there is one."""
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
     return place
 
@@ -70,7 +81,7 @@ def check_method(method: object) -> None:
 
 def check_want(want: object) -> None:
     """A sample of the law, or the best picture."""
-    if want not in WANTS:
+    if not isinstance(want, str) or want not in WANTS:
         raise ValueError(
             f"want={want!r} must be 'sample' (pictures of the tilted law) or 'best' (the best one that can be found)"
         )

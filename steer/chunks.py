@@ -50,10 +50,13 @@ class OutOfMemory(torch.OutOfMemoryError):
 
 
 class Within:
-    """While this part computes, an error of memory is raised again with the chunk that would help; others pass."""
+    """While this part computes, an error of memory is raised again with the chunk that would help; others pass.
 
-    def __init__(self, part: str, rows: int) -> None:
-        self.part, self.rows = part, rows
+    cure: what helps, where no chunk does.
+    """
+
+    def __init__(self, part: str, rows: int, cure: str | None = None) -> None:
+        self.part, self.rows, self.cure = part, rows, cure
 
     def __enter__(self) -> None:
         """Nothing."""
@@ -62,7 +65,7 @@ class Within:
         """Raises OutOfMemory from any other error of memory."""
         if error is None or isinstance(error, OutOfMemory) or not _of_memory(error):
             return
-        cure = f"lower chunk={{{self.part!r}: {max(1, self.rows // 2)}}}"
+        cure = self.cure or f"lower chunk={{{self.part!r}: {max(1, self.rows // 2)}}}"
         if self.rows == 1:
             cure = "not even one row fits; take a device with more memory"
         raise OutOfMemory(f"memory ran out in the {self.part}, {self.rows} rows at once; {cure}") from error

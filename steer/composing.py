@@ -12,6 +12,7 @@ from typing import Any
 from steer.settings import CONFIGS, groups, names, read, unknown
 
 Config = Any  # a DictConfig
+MARKS = ("[", "'", '"')
 KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -145,12 +146,15 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def quote_prompt(overrides: list[str]) -> list[str]:
-    """A prompt is text, whatever characters it holds; only a list in brackets is left to hydra."""
+    """A prompt is text, whatever characters it holds, and stands for nothing else; only a list in brackets, or a text
+    in quotes, is left to hydra.
+    """
     quoted = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if key == "prompt" and equals and not text.startswith(("[", "'", '"')):
-            override = f"prompt={as_text(text)}"
+        if key == "prompt" and equals:
+            text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # ${...} would be looked up, in the environment too
+            override = f"prompt={text if text.startswith(MARKS) else as_text(text)}"
         quoted.append(override)
     return quoted
 

@@ -182,7 +182,7 @@ class Guard:
             for line in path.read_text(encoding="utf8").splitlines() if path.exists() else []:
                 try:
                     row: dict[str, Any] = json.loads(line)
-                except json.JSONDecodeError:  # the line that was being written
+                except (json.JSONDecodeError, RecursionError):  # the line that was being written
                     continue
                 found = {key.removeprefix("guard/"): v for key, v in row.items() if key.startswith("guard/")}
                 if found:

@@ -18,7 +18,15 @@ import torch
 import rewards
 from steer import checkpoints, settings
 from steer.api import drawn_seed, ready, sample
-from steer.arguments import check_device, check_method, check_numbers, check_prompts, check_reward, check_want
+from steer.arguments import (
+    check_device,
+    check_flags,
+    check_method,
+    check_numbers,
+    check_prompts,
+    check_reward,
+    check_want,
+)
 from steer.models import Model
 from steer.progress import bar
 from steer.prompts import read
@@ -79,6 +87,7 @@ def sample_many(
     """
     texts, folder = _texts(prompts), check_folder(out)
     _check(given, batch, method, seed)
+    check_flags(progress=progress, compile=compile, checkpoint=given.get("checkpoint", False))
     score = check_reward(reward)
     shares, device = shares_here(device)
     run = _facts(texts, model, score, method, given)
@@ -162,7 +171,13 @@ def _recorded(folder: Path) -> Any:  # noqa: ANN401
     path = folder / "run.json"
     if not path.exists():
         return None
-    there = json.loads(path.read_text(encoding="utf8"))
+    try:
+        there = json.loads(path.read_text(encoding="utf8"))
+        known = isinstance(there["settings"], dict) and all(isinstance(text, str) for text in there["prompts"])
+        if not known or not isinstance(there["seed"], int):
+            raise TypeError("settings, prompts or a seed that are none")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to begin anew, or name another folder") from error
     return there if any(map(_done, _folders(folder, there["prompts"]))) else None
 
 
@@ -222,7 +237,7 @@ def _index(folder: Path, folders: list[Path], rank: int) -> list[dict[str, Any]]
     rows = [_line(i, place) for i, place in enumerate(folders) if _done(place)]
     if len(rows) == len(folders):
         part = folder / f".results.jsonl.{rank}.part"
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf8")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf8", "backslashreplace")
         os.replace(part, folder / "results.jsonl")
     return rows
 

@@ -28,7 +28,7 @@ def page(title: str, *parts: str) -> bytes:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     body = "\n".join(parts)
     whole = f"<!doctype html>\n<html><head>{head}</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
-    return whole.encode()
+    return whole.encode("utf8", "xmlcharrefreplace")
 
 
 def heading(text: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.chunks import slices
+from steer.data.folder import KINDS, check_pixels
 from steer.data.variations import Variation, to_stage
 from steer.flow_map import Cond
 from steer.models import Model
@@ -110,13 +111,17 @@ def read(folder: Path) -> list[Pair]:
     if not path.is_file():
         raise ValueError(f"pairs={str(folder)!r} has no {FILE}; write lines of {dict.fromkeys(KEYS, '...')}")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             prompt, winner, loser = (row[key] for key in KEYS)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not an object with {', '.join(KEYS)} ({error})") from error
         pairs.append((str(prompt), *(_picture(folder, str(name), path, number) for name in (winner, loser))))
     return pairs
@@ -125,12 +130,18 @@ def read(folder: Path) -> list[Pair]:
 def _picture(folder: Path, name: str, path: Path, number: int) -> Tensor:
     from PIL import Image
 
-    place = (folder / name).resolve()
+    try:
+        place = (folder / name).resolve()
+    except (ValueError, OSError) as error:  # a zero byte, or too many letters
+        raise ValueError(f"{path}, line {number}: {name!r} is no name of a file ({error})") from error
     if folder.resolve() not in place.parents:
         raise ValueError(f"{path}, line {number}: {name!r} lies outside of the folder")
     try:
-        with Image.open(place) as image:
+        with Image.open(place, formats=KINDS) as image:
+            check_pixels(image)
             pixels = np.asarray(image.convert("RGB"))
-    except OSError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever a broken file leads them to
         raise ValueError(f"{path}, line {number}: {name!r} cannot be read ({error})") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -79,7 +79,7 @@ class Scores:
                     r = r.index_put((rows,), self._of(flat[rows], [prompts[i] for i in rows.tolist()]))
         self.seconds += time.perf_counter() - start
         r = r.view(x1.shape[:2])
-        return r if self.scale is None else r / self.scale
+        return r if self.scale is None else over(r, self.scale)
 
     def _of(self, x: Tensor, prompts: list[str]) -> Tensor:
         """Raw rewards [b] of latents x [b *d]."""
@@ -112,7 +112,13 @@ class Scores:
     def pictures(self, x: Tensor) -> Tensor:
         """Pictures [b 3 h w] of latents [b *d], in their dtype; all in one go."""
         with Within("decoder", self.chunks.decoder):
-            return self.model.decode(x).to(x.dtype)
+            images = self.model.decode(x).to(x.dtype)
+        if not bool(images.isfinite().all()):
+            raise ValueError(
+                f"model={self.model.name!r} draws pictures that are not finite: its weights may be damaged, or the "
+                "method's steps too large; take the model anew, or raise temperature or steps"
+            )
+        return images
 
     def _with_gradient(self, x: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Raw rewards [b] and their gradient [b *d] in x; 0 where a picture is rejected, None where there is none."""
@@ -141,6 +147,22 @@ class Scores:
                     (g,) = torch.autograd.grad(torch.where(r.isfinite(), r, 0).sum(), leaf)
                 slopes.append(g.masked_fill(~r.isfinite().view(-1, 1, 1, 1), 0))
         return torch.cat(scores), torch.cat(slopes) if len(slopes) == len(scores) else None
+
+
+def over(r: Tensor, scale: Tensor) -> Tensor:
+    """Rewards r [p m] over temperatures [p 1].
+
+    Raises:
+        ValueError: a temperature is so small that the ratio is no number any more.
+    """
+    scaled = r / scale
+    lost = r.isfinite() & ~scaled.isfinite()
+    if bool(lost.any()):
+        raise ValueError(
+            f"temperature={float(scale.min()):.3g} is too small for a reward of {float(r[lost][0]):.3g}: their ratio "
+            f"is beyond {r.dtype}; raise it"
+        )
+    return scaled
 
 
 class Problem:
@@ -172,8 +194,9 @@ class Problem:
 
     def noise(self, n: int, rng: list[torch.Generator]) -> Tensor:
         """x0 [p n *d], drawn on the CPU, so that a seed means the same on every device."""
-        x0 = randn_like(torch.empty(len(self.prompts), n, *self.model.shape, device=self.device), rng)
-        return start(self.model, x0, self.cond)
+        with Within("noise", len(self.prompts) * n, "lower n"):
+            x0 = randn_like(torch.empty(len(self.prompts), n, *self.model.shape, device=self.device), rng)
+            return start(self.model, x0, self.cond)
 
     def has_gradient(self, x0: Tensor) -> bool:
         """Whether the reward has one: what it says itself, or else what a call on one picture shows."""

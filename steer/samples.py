@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,17 @@ def check_folder(folder: str | Path) -> Path:
     Raises:
         ValueError: it cannot; the message names it, the cause and the cure.
     """
+    if not (isinstance(folder, str | Path) and str(folder)) or "\0" in str(folder):
+        raise ValueError(f"out={folder!r} must be the name of a folder, as text; '.' is this one")
     folder = Path(folder).expanduser()
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        probe = there / f".steer-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"out={str(folder)!r} cannot be written ({error.strerror}); name another folder") from error
+        os.fsencode(folder)
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except (OSError, UnicodeEncodeError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise ValueError(f"out={str(folder)!r} cannot be written ({cause}); name another folder") from error
     return folder
 
 
@@ -129,12 +133,12 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote here, as its report.json lists it, and nothing else."""
     try:
         prompts = json.loads((folder / "report.json").read_text(encoding="utf8"))["prompts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        stems = [f"{i:02d}-{slug(prompt)}" for i, prompt in enumerate(prompts)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     for name in ("report.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    for i, prompt in enumerate(prompts):
-        stem = f"{i:02d}-{slug(str(prompt))}"
+    for stem in stems:
         (folder / f"best-{stem}.png").unlink(missing_ok=True)
         for picture in (folder / stem).glob("*steered-*.png"):
             picture.unlink()
@@ -158,9 +162,9 @@ def write_bytes(data: bytes, path: Path) -> None:
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write report.json, whole or not at all."""
+    """Write report.json, whole or not at all; half a character, which UTF-8 lacks, as JSON escapes it."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes((text + "\n").encode("utf8"), folder / "report.json")
+    write_bytes((text + "\n").encode("utf8", "backslashreplace"), folder / "report.json")
 
 
 def to_pil(picture: Tensor) -> Any:  # noqa: ANN401 (PIL is imported where it is used)

@@ -118,7 +118,7 @@ def shares_of(spread: str | None, device: Place) -> tuple[Shares, Place]:
     Raises:
         ValueError: `spread` is unknown, or the processes cannot exchange what is on that device.
     """
-    if spread not in (None, "particles"):
+    if spread is not None and not (isinstance(spread, str) and spread == "particles"):
         raise ValueError(f"spread={spread!r} must be 'particles' (a prompt's pictures over the processes), or None")
     return (Shares(), device) if spread is None else shares_here(device)
 

@@ -109,7 +109,7 @@ def _json_lines(path: Path) -> Iterator[Line]:
             continue
         try:
             columns = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON ({error}), got {line.strip()[:80]!r}") from error
         if not isinstance(columns, dict):
             raise ValueError(
@@ -141,7 +141,7 @@ def _inside(line: Line, name: str) -> str:
 def _is_file(folder: Path, file: str) -> bool:
     try:
         return (folder / file).is_file()
-    except ValueError:  # a zero byte in the name
+    except (ValueError, OSError):  # a zero byte in the name, or too many letters
         return False
 
 

@@ -64,6 +64,8 @@ def load_model(
     """
     from steer.models.files import check_card, read_card
 
+    if not (isinstance(name_or_folder, str | Path) and str(name_or_folder)):
+        raise ValueError(f"model={name_or_folder!r} must be a name, a folder or a steer.Model")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = ASSETS / str(name_or_folder) if str(name_or_folder) in MODELS else Path(name_or_folder)
     if _is_pipeline(folder):
