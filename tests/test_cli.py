@@ -248,7 +248,8 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bench_prints_and_writes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "exact", "fast=true", "out=figures"]) == 0
-    tables = json.loads(Path("figures/exact.json").read_text())
+    told = json.loads(Path("figures/exact.json").read_text())
+    tables = told["tables"]
     assert {row["method"] for row in tables["exact"]} >= {"SMC", "best-of-n", "guidance"}
     assert "sliced" in capsys.readouterr().out
 

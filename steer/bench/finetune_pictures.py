@@ -26,6 +26,7 @@ from steer.collecting import Advantages, Samples
 from steer.finetuning import finetune
 from steer.models import Model, load_model
 from steer.objectives import NegativeAware, Tuning
+from steer.samples import write_bytes
 
 Row = dict[str, Any]
 KINDS = ("single", "colour", "count")
@@ -66,9 +67,11 @@ def shapes(objective: str | Tuning, pictures: int, folder: Path, lr: float) -> M
         )  # fmt: skip
 
 
-def shapes_rows(fast: bool = False) -> list[Row]:
-    """One row for the untuned model and for each objective."""
-    rows = [{"objective": "untuned", "pictures": 0, **accuracy(load_model("shapes"))}]
+def shapes_rows(fast: bool = False, sheet: Path | None = None) -> list[Row]:
+    """One row for the untuned model and for each objective; the sheet shows the first and the last."""
+    before = load_model("shapes")
+    rows: list[Row] = [{"objective": "untuned", "pictures": 0, **accuracy(before)}]
+    model = before
     short: list[tuple[str, str | Tuning, int, float]] = [(name, name, SHORT, lr) for name, lr in OBJECTIVES.items()]
     runs = [*short, ("nft, steadied", STEADY, LONG, 3e-4)]
     for name, objective, pictures, lr in [("nft", "nft", ROUND, 2e-4)] if fast else runs:
@@ -77,6 +80,8 @@ def shapes_rows(fast: bool = False) -> list[Row]:
             report = json.loads((Path(folder) / "report.json").read_text(encoding="utf8"))
             kept = {"kept step": (report["best"] or {}).get("step"), "kl": (report["best"] or {}).get("kl")}
             rows.append({"objective": name, "pictures": pictures, **accuracy(model), **kept})
+    if sheet is not None:
+        write_bytes(side_by_side({"untuned": before, "tuned": model}, split()[1][::3]), sheet)
     return rows
 
 
@@ -147,7 +152,7 @@ def emoji_rows(fast: bool = False, sheet: Path | None = None) -> list[Row]:
             said[name] = json.loads((Path(folder) / "report.json").read_text(encoding="utf8"))["words"]
     told = {name: _judged(model, held) for name, model in models.items()}
     if sheet is not None:
-        sheet.write_bytes(side_by_side(models, held[:8]))
+        write_bytes(side_by_side(models, held[:8]), sheet)
     return [{"objective": name, **told[name], "guard": guard} for name, guard in said.items()]
 
 
