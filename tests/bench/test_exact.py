@@ -74,7 +74,7 @@ def test_a_method_that_loses_its_weights_is_called_biased() -> None:
     assert rows[-1]["kind"] == sweep.LAW and rows[-1]["converged"] and rows[-1]["bias"] > 4
     assert exact.verdict(rows[-1]).startswith("biased")
     told = exact.aims(rows)
-    assert told[-1]["met"] == "no" and "broken" in told[-1]["best"]
+    assert told[-1]["met"] == "no" and "broken" in told[-1]["method"]
 
 
 def test_a_method_that_keeps_them_is_not() -> None:
