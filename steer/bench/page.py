@@ -7,12 +7,13 @@ A page asks for a table by a comment, a JSON object in angle brackets, and what 
     <!-- end -->
 
 of: the benchmark, title: its table, columns: keys of rows and their headings (all, where none are named), where: what
-rows must hold, a value or a list of values for a key.
+rows must hold, a value or a list of values for a key, pivot: three keys, of which the second becomes columns that hold
+the third.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(path.read_text(encoding="utf8")) for name, path in files.items() if path.exists()}
 
 
-def markdown(rows: list[Row], columns: Mapping[str, str] | None = None) -> str:
+def markdown(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
     """A table in Markdown, a column for each key of `columns` under its heading."""
     heads = dict(columns or {key: key for key in columns_of([dict(row) for row in rows])})
     lines = [list(heads.values()), ["---"] * len(heads), *([shown(row.get(key)) for key in heads] for row in rows)]
@@ -46,8 +47,14 @@ def shown(value: object) -> str:
     return cell(value).replace("|", "\\|").replace("\n", " ")
 
 
-def table(results: Mapping[str, Any], of: str, title: str, columns: Mapping[str, str] | None = None,
-          where: Mapping[str, Any] | None = None) -> str:  # fmt: skip
+def table(
+    results: Mapping[str, Any],
+    of: str,
+    title: str,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    pivot: Sequence[str] = (),
+) -> str:
     """A table of the results in Markdown; see the module.
 
     Raises:
@@ -56,12 +63,19 @@ def table(results: Mapping[str, Any], of: str, title: str, columns: Mapping[str,
     if of not in results or title not in results[of]["tables"]:
         raise ValueError(f"the results hold no table {title!r} of {of!r}; run steer bench {of}")
     rows = [row for row in results[of]["tables"][title] if all(_is(row.get(k), v) for k, v in (where or {}).items())]
+    rows = turned(rows, *pivot) if pivot else rows
     lacking = [key for key in columns or {} if not any(key in row for row in rows)]
     if lacking or not rows:
-        raise ValueError(
-            f"table {title!r} of {of!r} has no {'rows' if not rows else lacking} of those that are asked for"
-        )
+        raise ValueError(f"table {title!r} of {of!r} has no {'rows' if not rows else lacking} as asked for")
     return markdown(rows, columns)
+
+
+def turned(rows: Sequence[Row], by: str, across: str, value: str) -> list[Row]:
+    """One row for each `by`, whose columns are the values of `across` and hold `value`."""
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row[by], {by: row[by]})[f"{row[across]} {across}"] = row.get(value)
+    return list(found.values())
 
 
 def _is(value: object, wanted: object) -> bool:

@@ -26,6 +26,11 @@ def test_a_table_holds_what_was_asked_for() -> None:
     assert page.fill(filled, RESULTS) == filled
 
 
+def test_a_column_may_go_across() -> None:
+    rows = [{"method": m, "budget": b, "right": b / 100} for m in ("smc", "beam") for b in (16, 64)]
+    assert page.turned(rows, "method", "budget", "right")[1] == {"method": "beam", "16 budget": 0.16, "64 budget": 0.64}
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
