@@ -20,6 +20,23 @@ from steer.interpolants import Interpolant, Time, interpolate, like, score_from_
 from steer.posterior import glass
 
 
+class JumpTimes:
+    """What begins K jumps to the end at ``t_k = last_time sqrt(k / (K - 1))``: even in t^2, most of them late."""
+
+    steps: int
+    last_time: float
+
+    @property
+    def times(self) -> list[float]:
+        """t_0 = 0 .. t_{K-1} = last_time."""
+        return [self.last_time * math.sqrt(k / max(self.steps - 1, 1)) for k in range(self.steps)]
+
+    def check_last_time(self) -> None:
+        """Raises ValueError where last_time is not inside (0, 1)."""
+        if not 0 < self.last_time < 1:
+            raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
+
+
 class Kernel(NamedTuple):
     """``N(mean, std^2 I)``, the law of a move: mean [p n *d], std a number."""
 

@@ -32,13 +32,14 @@ from steer.draws import Rng, rand_like, randn_like
 from steer.flow_map import Cond, FlowMap, jump
 from steer.interpolants import Interpolant, interpolate
 from steer.lookahead import Jump, LookAhead
+from steer.moves import JumpTimes
 from steer.particles import Particles, Reward, Trace, check_settings, gather, log_mean_exp, steps_within
 from steer.population import Population
 from steer.run import Run
 
 
 @dataclass(frozen=True)
-class Beam:
+class Beam(JumpTimes):
     """Particles that go on with the best-looking of their children; see the module.
 
     Attributes:
@@ -66,8 +67,7 @@ class Beam:
         check_settings(self.steps, self.temperature)
         if self.children < 1:
             raise ValueError(f"children must be at least 1, got {self.children}")
-        if not 0 < self.last_time < 1:
-            raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
+        self.check_last_time()
         for name, known in (("selection", ("local", "beam")), ("weights", ("uniform", "nested"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -75,11 +75,6 @@ class Beam:
             raise ValueError(
                 "selection='beam' has no weights, got weights='nested'; use 'uniform', or selection='local'"
             )
-
-    @property
-    def times(self) -> list[float]:
-        """t_0 = 0 .. t_{K-1} = last_time."""
-        return [self.last_time * math.sqrt(k / max(self.steps - 1, 1)) for k in range(self.steps)]
 
     @torch.no_grad()
     def __call__(

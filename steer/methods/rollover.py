@@ -27,13 +27,14 @@ from torch import Tensor
 from steer.draws import Rng, randn_like
 from steer.flow_map import Cond, FlowMap, jump
 from steer.interpolants import Interpolant, interpolate
+from steer.moves import JumpTimes
 from steer.particles import Particles, Reward, Trace, steps_within
 from steer.population import Population
 from steer.run import Run
 
 
 @dataclass(frozen=True)
-class Rollover:
+class Rollover(JumpTimes):
     """Particles that each climb on their own; equal weights, no target law, log_z is NaN.
 
     Attributes:
@@ -52,13 +53,7 @@ class Rollover:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.calls < self.steps:
             raise ValueError(f"calls must be at least one a step, got {self.calls} for {self.steps} steps")
-        if not 0 < self.last_time < 1:
-            raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
-
-    @property
-    def times(self) -> list[float]:
-        """t_0 = 0 .. t_{K-1} = last_time."""
-        return [self.last_time * math.sqrt(k / max(self.steps - 1, 1)) for k in range(self.steps)]
+        self.check_last_time()
 
     @torch.no_grad()
     def __call__(

@@ -30,7 +30,7 @@ from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant
 from steer.lookahead import Jump, LookAhead, Rollout
-from steer.moves import Kernel, early_stop, restart_kernel, sde_kernel
+from steer.moves import JumpTimes, Kernel, early_stop, restart_kernel, sde_kernel
 from steer.particles import Particles, Reward, Trace, bounded, check_settings, ess, length, steps_within
 from steer.population import Population
 from steer.resampling import Resample, resampler
@@ -54,7 +54,7 @@ class _Carried:
 
 
 @dataclass(frozen=True)
-class SMC:
+class SMC(JumpTimes):
     """Weighted particles of p(x1) exp(reward / temperature), with log Z; see the module.
 
     Attributes:
@@ -102,8 +102,7 @@ class SMC:
         resampler(self.resample)
         if not 0 <= self.ess_threshold <= 1:
             raise ValueError(f"ess_threshold must be a share between 0 and 1, got {self.ess_threshold}")
-        if not 0 < self.last_time < 1:
-            raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
+        self.check_last_time()
         if not math.isclose(self.schedule(1.0), 1.0):
             raise ValueError(f"schedule must end at 1, got schedule(1) = {self.schedule(1.0)}: the whole reward counts")
         for name, known in _CHOICES.items():
@@ -122,11 +121,6 @@ class SMC:
     def needs_gradient(self) -> bool:
         """Whether the reward's gradient shifts the moves."""
         return self.twist != 0
-
-    @property
-    def times(self) -> list[float]:
-        """t_0 = 0 .. t_{K-1} = last_time."""
-        return [self.last_time * math.sqrt(k / max(self.steps - 1, 1)) for k in range(self.steps)]
 
     @torch.no_grad()
     def __call__(

@@ -30,6 +30,7 @@ from torch import Tensor
 from steer.draws import Rng, rand_like, randn_like
 from steer.flow_map import Cond, FlowMap, jump
 from steer.interpolants import Interpolant, interpolate
+from steer.moves import JumpTimes
 from steer.particles import Particles, Reward, Trace, check_settings, gather, log_mean_exp, steps_within, tempered
 from steer.population import Population
 from steer.resampling import systematic
@@ -37,7 +38,7 @@ from steer.run import Run
 
 
 @dataclass(frozen=True)
-class TreeSearch:
+class TreeSearch(JumpTimes):
     """Ends of a tree of renoised ends, n new ones an iteration, one call each; see the module.
 
     Every end is kept until the last: memory grows with n iterations.
@@ -72,13 +73,7 @@ class TreeSearch:
             raise ValueError(f"explore must be a share between 0 and 1, got {self.explore}")
         if not self.ucb >= 0:
             raise ValueError(f"ucb must be at least 0, got {self.ucb}")
-        if not 0 < self.last_time < 1:
-            raise ValueError(f"last_time must be between 0 (noise) and 1 (data), got {self.last_time}")
-
-    @property
-    def times(self) -> list[float]:
-        """t_0 = 0 .. t_{K-1} = last_time."""
-        return [self.last_time * math.sqrt(k / max(self.steps - 1, 1)) for k in range(self.steps)]
+        self.check_last_time()
 
     @torch.no_grad()
     def __call__(
