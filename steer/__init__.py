@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from steer import analytic, data, interpolants, lookahead, methods, metrics, models, moves, objectives, posterior
+    from steer import (
+        analytic,
+        data,
+        interpolants,
+        lookahead,
+        methods,
+        metrics,
+        models,
+        moves,
+        objectives,
+        plots,
+        posterior,
+    )
     from steer.api import pipeline, sample
     from steer.comparing import Comparison, compare
     from steer.finetuning import finetune
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison", "Model", "Particles", "Samples", "Seen", "Trace", "__version__", "analytic", "compare", "data",
     "finetune", "interpolants", "jump", "load_model", "lookahead", "methods", "metrics", "models", "moves",
-    "objectives", "pipeline", "posterior", "sample", "sample_many", "save_model", "train", "velocity",
+    "objectives", "pipeline", "plots", "posterior", "sample", "sample_many", "save_model", "train", "velocity",
 ]  # fmt: skip
 
 _MODULE_OF = {

@@ -13,18 +13,18 @@ from torch import Tensor
 
 import rewards
 from steer.api import ready, sample
-from steer.arguments import check_device, check_method, check_numbers, check_prompts, check_reward
-from steer.bench import as_csv
+from steer.arguments import check_device, check_held_out, check_method, check_numbers, check_prompts, check_reward
 from steer.bench.comparison import figures, most_particles
+from steer.bench.measuring import as_csv
 from steer.compare_page import compare_page
 from steer.methods import Method
 from steer.models import Model
-from steer.plots import fit
 from steer.printing import as_json
 from steer.problem import Problem, generators
 from steer.progress import bar
 from steer.samples import Samples, check_folder, write_bytes
-from steer.settings import build
+from steer.settings import build, called
+from steer.sheets import fit
 
 METHODS = ("best_of_n", "smc", "tds", "beam")
 SHOWN, SIDE = 4, 128  # pictures of a prompt that are kept, and their longest side in pixels
@@ -77,6 +77,7 @@ def compare(
     device: str | torch.device | None = None,
     progress: bool = True,
     chunk: Any = None,  # noqa: ANN401 (as `steer.sample` takes it)
+    held_out: Any = "judge",  # noqa: ANN401 (as `steer.sample` takes it)
 ) -> Comparison:
     """Run methods on the same prompts, from noise of the same seed, at equal budgets.
 
@@ -97,13 +98,16 @@ def compare(
         device: as `steer.sample` takes it.
         progress: a progress bar of the methods.
         chunk: as `steer.sample` takes it.
+        held_out: the judge, as `steer.sample` takes it.
 
     Raises:
         ValueError: an argument is out of range or unknown.
+        FileNotFoundError: a reward lacks files, packages or a server.
     """
     prompts, place, score = check_prompts(prompt), check_device(device), check_reward(reward)
     amounts, named = _amounts(budget, budgets), _named(methods)
     check_numbers(1 if n is None else n, None, temperature, None, seed)
+    kept = check_held_out(held_out)
     model = ready(model, place, False)
     gradient = _has_gradient(model, prompts, score, place, seed)
     given = {
@@ -113,6 +117,7 @@ def compare(
         "seed": seed,
         "device": device,
         "chunk": chunk,
+        "held_out": kept,
     }
     rows, strips, plain, judge = [], [], [], None
     with bar(progress, "methods", len(amounts) * len(named), "methods") as tick:
@@ -145,13 +150,13 @@ def _amounts(budget: object, budgets: Sequence[object] | None) -> list[int]:
 
 
 def _named(methods: object) -> dict[str, Method]:
-    """The methods by their names; of an object that of its class."""
+    """The methods by their names; of an object see `steer.settings.called`."""
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise ValueError(f"methods={methods!r} must be a list of names or methods, such as ['smc', 'tds']")
     named: dict[str, Method] = {}
     for method in methods:
         check_method(method)
-        name = method if isinstance(method, str) else type(method).__name__
+        name = method if isinstance(method, str) else called("method", method)
         if method is None or name in named:
             raise ValueError(f"methods={methods!r} holds {name!r}, no method or one of before; leave it out")
         named[name] = build("method", method) if isinstance(method, str) else method

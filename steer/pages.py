@@ -6,6 +6,7 @@ from html import escape
 from math import isfinite
 from typing import Any
 
+from steer import plots
 from steer.printing import cell, columns_of
 
 STYLE = """\
@@ -17,7 +18,7 @@ tr.marked td { background: #eef6fb } pre { background: #f5f5f7; padding: .8em; w
 img { max-width: 100%; vertical-align: middle } .warning { border-left: 4px solid #d55e00; padding-left: .8em }
 svg text { font: 11px system-ui, sans-serif; fill: #78787f }
 """
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1e1e22", "#a0a000")
+COLOURS = (*plots.COLOURS[:6], "#1e1e22", "#a0a000")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 280, 56, 150, 28, 40  # of a chart, in pixels
 
 Points = Sequence[tuple[float, float]]
@@ -101,6 +102,35 @@ def chart(lines: Mapping[str, Points], x: str, y: str, least: float | None = Non
         parts.append(_text(right + 28, TOP + 16 * i + 9, name if len(name) < 20 else f"{name[:17]}...", "start"))
     high_enough = max(HEIGHT, TOP + 16 * len(kept) + 8)
     return f'<svg width="{WIDTH}" height="{high_enough}" role="img">' + "".join(parts) + "</svg>"
+
+
+def dots(values: Mapping[str, float], x: str, mark: tuple[str, float]) -> str:
+    """A dot a name on a line of its own, the highest above, and a dashed line at what they are compared with, as SVG.
+
+    x: what the axis says. mark: the name and the place of the dashed line.
+    """
+    kept = sorted(((b, name) for name, b in values.items() if isfinite(b)), reverse=True)
+    if not kept:
+        return ""
+    every = [b for b, _ in kept] + [mark[1]] * isfinite(mark[1])
+    low, high, left, right = min(every), max(every), RIGHT, WIDTH - LEFT
+    base = TOP + 20 * len(kept)
+
+    def place(b: float) -> float:
+        return round(left + (b - low) / (high - low or 1) * (right - left), 1)
+
+    parts = [f'<path d="M{left},{base}H{right}" fill="none" stroke="#a0a0a8"/>', _text(left, base + 34, x, "start")]
+    parts += [_text(place(b), base + 16, cell(b), "middle") for b in sorted({low, high})]
+    if isfinite(mark[1]):
+        across = place(mark[1])
+        parts.append(f'<path d="M{across},{TOP - 6}V{base}" stroke="#a0a0a8" stroke-dasharray="4 3"/>')
+        parts.append(_text(across, TOP - 12, f"{mark[0]} {cell(mark[1])}", "middle"))
+    for i, (b, name) in enumerate(kept):
+        y = TOP + 20 * i + 8
+        parts += [_text(left - 12, y + 4, name if len(name) < 20 else f"{name[:17]}...", "end")]
+        parts += [f'<circle cx="{place(b)}" cy="{y}" r="4" fill="{COLOURS[0]}"/>']
+        parts += [_text(place(b) + 9, y + 4, cell(b), "start")]
+    return f'<svg width="{WIDTH}" height="{base + 42}" role="img">' + "".join(parts) + "</svg>"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -47,6 +47,8 @@ class Trace:
         ancestors: index of the initial particle from which each returned one descends [p n].
         push: length of the guidance over that of the flow's own move, mean over particles [steps p]; None without a
             gradient.
+        log_w: log-weights before any resampling [steps p n]; None from what keeps none.
+        lines: index of the initial particle from which each descends, before any resampling [steps p n]; likewise.
     """
 
     times: Tensor
@@ -58,6 +60,8 @@ class Trace:
     reward_calls: Tensor
     ancestors: Tensor
     push: Tensor | None = None
+    log_w: Tensor | None = None
+    lines: Tensor | None = None
 
     @property
     def calls(self) -> Tensor:
@@ -66,9 +70,8 @@ class Trace:
 
     def part(self, rows: slice) -> "Trace":
         """That of some of the prompts."""
-        columns = {
-            name: None if (x := getattr(self, name)) is None else x[:, rows] for name in ("ess", "resampled", "push")
-        }
+        a_step = ("ess", "resampled", "push", "log_w", "lines")
+        columns = {name: None if (x := getattr(self, name)) is None else x[:, rows] for name in a_step}
         names = ("log_z", "forward", "backward", "reward_calls", "ancestors")
         return dataclasses.replace(self, **columns, **{name: getattr(self, name)[rows] for name in names})
 

@@ -39,6 +39,8 @@ class Population:
         self.times: list[float] = []
         self.sizes: list[Tensor] = []
         self.low: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.lines: list[Tensor] = []
 
     def weigh(self, increment: Tensor, t: float) -> None:
         """Add log-weights [p n] at time t. A particle at -inf stays there."""
@@ -46,6 +48,8 @@ class Population:
         self.times.append(t)
         self.sizes.append(ess(self.log_w))
         self.low.append(torch.zeros_like(self.sizes[-1], dtype=torch.bool))
+        self.weights.append(self.log_w.detach())
+        self.lines.append(self.ancestors)
         self.run.tell(log_w=self.log_w, ess=self.sizes[-1], ancestors=self.ancestors)
 
     def resample(self, state: S, threshold: float | None = None) -> S:
@@ -79,5 +83,7 @@ class Population:
             log_z=z if log_z else torch.full_like(z, math.nan),
             ancestors=self.ancestors,
             push=push,
+            log_w=torch.stack(self.weights),
+            lines=torch.stack(self.lines),
         )
         return Particles(x, normalise(log_w), rewards), trace

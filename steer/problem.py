@@ -296,8 +296,9 @@ def join(traces: list[Trace]) -> Trace:
         if any(part is None for part in parts):
             return None
         after = [longest.times.shape[0] - len(part) for part in parts]
-        return torch.cat([torch.cat([x, x[-1:].expand(k, -1)]) for x, k in zip(parts, after, strict=True)], 1)
+        return torch.cat([torch.cat([x, x[-1:].expand(k, *x.shape[1:])]) for x, k in zip(parts, after, strict=True)], 1)
 
     rows = ("log_z", "forward", "backward", "reward_calls", "ancestors")
     changed = {name: torch.cat([getattr(trace, name) for trace in traces]) for name in rows}
-    return dataclasses.replace(longest, **changed, **{name: steps(name) for name in ("ess", "resampled", "push")})
+    a_step = ("ess", "resampled", "push", "log_w", "lines")
+    return dataclasses.replace(longest, **changed, **{name: steps(name) for name in a_step})

@@ -244,6 +244,8 @@ class Run:
         log_z: Tensor | None = None,
         ancestors: Tensor | None = None,
         push: list[Tensor] | None = None,
+        log_w: Tensor | None = None,
+        lines: Tensor | None = None,
     ) -> Trace:
         """The trace of what was spent; times [steps], ess [steps p]; log Z is NaN and nothing resampled by default."""
         self.tell()
@@ -258,4 +260,6 @@ class Run:
             self.scored.clone(),
             torch.arange(self.n, device=device).expand(self.p, self.n) if ancestors is None else ancestors,
             None if push is None else torch.stack(push),
+            log_w,
+            lines,
         )

@@ -95,7 +95,7 @@ class Samples:
 
     def sheet(self, shown: int = 16) -> bytes:
         """The contact sheet as PNG: for each prompt unsteered pictures beside steered ones, by falling reward."""
-        from steer.plots import contact_sheet
+        from steer.sheets import contact_sheet
 
         return contact_sheet(self, shown)
 
@@ -130,7 +130,7 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote here, as its report.json lists it, and nothing else."""
+    """Remove what an earlier run wrote here, as its report.json lists it, and nothing else; no empty folder stays."""
     try:
         prompts = json.loads((folder / "report.json").read_text(encoding="utf8"))["prompts"]
         stems = [f"{i:02d}-{slug(prompt)}" for i, prompt in enumerate(prompts)]
@@ -142,6 +142,8 @@ def _clear(folder: Path) -> None:
         (folder / f"best-{stem}.png").unlink(missing_ok=True)
         for picture in (folder / stem).glob("*steered-*.png"):
             picture.unlink()
+        if (folder / stem).is_dir() and not any((folder / stem).iterdir()):
+            (folder / stem).rmdir()
     for sheet in folder.glob("sheet*.png"):
         sheet.unlink()
 

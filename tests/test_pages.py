@@ -40,6 +40,16 @@ def test_no_points_no_chart_and_one_point_is_a_dot() -> None:
     assert pages.chart({"a": [(1.0, 1.0)]}, "x", "y").count("<circle") == 1
 
 
+def test_dots_are_to_scale_the_highest_above_and_beside_the_mark() -> None:
+    chart = pages.dots({"low": 1.0, "none": math.nan, "high": 3.0, "<mid>": 2.5}, "score", ("plain", 2.0))
+    spots = [tuple(map(float, spot)) for spot in re.findall(r'<circle cx="(.*?)" cy="(.*?)"', chart)]
+    (x3, y3), (x2, y2), (x1, y1) = spots
+    assert (x2 - x1) / (x3 - x1) == pytest.approx(0.75, abs=1e-3) and y3 < y2 < y1
+    assert float(re.findall(r'd="M([\d.]+),[\d.]+V[\d.]+" stroke', chart)[0]) == pytest.approx((x1 + x3) / 2, abs=0.1)
+    assert ">plain 2<" in chart and "&lt;mid&gt;" in chart and "none" not in chart.replace('"none"', "")
+    assert pages.dots({"a": math.nan}, "score", ("plain", 1.0)) == ""
+
+
 def test_numbers_stand_to_the_right_and_marked_rows_out() -> None:
     table = pages.table([{"name": "a", "n": 1}, {"name": "b", "n": 0.25}], marked=[1])
     assert '<tr class="marked"><td>b</td><td class="number">0.25</td>' in table and "<tr><td>a</td>" in table

@@ -1,6 +1,5 @@
 """Every method on the embedded model at equal budgets, judged by the CLIP that none of them optimises."""
 
-import io
 import warnings
 from typing import Any
 
@@ -12,6 +11,7 @@ from steer import settings
 from steer.api import sample
 from steer.methods import Method
 from steer.models import Model
+from steer.plots import BLUE, SKY, blank, png
 from steer.samples import Samples
 
 Row = dict[str, object]
@@ -90,12 +90,8 @@ def score(reward: rewards.Reward, images: Tensor, captions: list[str]) -> Tensor
 
 def dots(tables: dict[str, list[Row]]) -> bytes:
     """PNG of tables by `compare`: a line a method, a dot a budget; above the optimised reward, below the judge."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tallest = max(len({row["method"] for row in rows}) for rows in tables.values())
-    figure = Figure(figsize=(5 * len(tables), 2.0 + 0.42 * tallest), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(5 * len(tables), 2.0 + 0.42 * tallest, dpi=110)
     panels = figure.subplots(2, len(tables), squeeze=False)
     for column, (title, rows) in enumerate(tables.items()):
         for line, column_name in enumerate(("optimised, best", "judge, best")):
@@ -103,9 +99,7 @@ def dots(tables: dict[str, list[Row]]) -> bytes:
             _panel(axes, [row for row in rows if column_name in row], column_name)
             axes.set_title(title if line == 0 else "", fontsize=9)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _panel(axes: Any, rows: list[Row], key: str) -> None:  # noqa: ANN401 (matplotlib is optional)
@@ -113,9 +107,7 @@ def _panel(axes: Any, rows: list[Row], key: str) -> None:  # noqa: ANN401 (matpl
     last = {row["method"]: row[key] for row in rows}
     names = sorted(last, key=lambda name: last[name])  # pyright: ignore[reportArgumentType, reportCallIssue]
     axes.axvline(rows[0][key.replace("best", "plain")], color="0.6", linewidth=0.8)
-    for shade, budget in zip(
-        ("0.75", "#56b4e9", "#0072b2"), dict.fromkeys(row["budget"] for row in rows), strict=False
-    ):
+    for shade, budget in zip(("0.75", SKY, BLUE), dict.fromkeys(row["budget"] for row in rows), strict=False):
         of = [row for row in rows if row["budget"] == budget]
         places = [names.index(str(row["method"])) for row in of]
         axes.plot([row[key] for row in of], places, "o", color=shade, markersize=4, label=f"{budget} calls")

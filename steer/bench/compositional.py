@@ -4,7 +4,6 @@ The verifier's graded score is the reward, its verdict is what counts: a method 
 the caption or does not. "weighted" is the share of right pictures under the method's weights: of the law it samples.
 """
 
-import io
 import math
 import warnings
 from typing import Any
@@ -21,6 +20,7 @@ from steer.bench.embedded import plain
 from steer.bench.verifier import calibration
 from steer.data.shapes import prompts
 from steer.models import Model, load_model
+from steer.plots import blank, png
 
 Row = dict[str, object]
 METHODS = ("best_of_n", "smc_sde", "smc", "mfm_gf", "tree_search", "beam", "paths")
@@ -123,12 +123,8 @@ def _means(captions: list[str], right: Tensor) -> dict[str, float]:
 
 def plot(tables: dict[str, list[Row]]) -> bytes:
     """PNG: the share of wrong best pictures against network calls, a line for each method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows: list[Any] = [r for r in tables["accuracy of the best picture, by method and calls"] if "right" in r]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(6, 4, dpi=110)
     axes = figure.subplots()
     for method, marker in zip(dict.fromkeys(r["method"] for r in rows), "os^vDPX", strict=False):
         of = [r for r in rows if r["method"] == method]
@@ -138,6 +134,4 @@ def plot(tables: dict[str, list[Row]]) -> bytes:
     axes.set_ylabel("share of captions whose best picture is wrong")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(color="0.92")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)

@@ -5,7 +5,6 @@ method at each number of calls; and all figures behind these. See `steer.bench.p
 `steer.bench.sweep` for the figures.
 """
 
-import io
 import math
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from steer.interpolants import Linear
 from steer.methods import SMC, BestOfN, Guidance
 from steer.metrics import sliced_w1
 from steer.particles import Particles, Trace
+from steer.plots import COLOURS, blank, png
 
 Row = dict[str, Any]
 ALL = "all figures"
@@ -32,7 +32,6 @@ WORDS = {
     "mode_error": "relative error of its weight",
 }  # fmt: skip
 TICKS = (4, 8, 16, 32, 64, 128)
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 @dataclass(frozen=True)
@@ -219,15 +218,11 @@ def _unbiased(rows: list[Row]) -> Row | None:
 
 def plot(tables: dict[str, list[Row]]) -> bytes:
     """PNG: for each task sliced W1 over its floor against calls; lines claim the law, grey dots are heuristics."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = [row for row in tables[ALL] if row["kind"] != NOT_RUN]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     claims = list(dict.fromkeys(row["method"] for row in rows if row["kind"] != HEURISTIC))
     columns = min(4, len(tasks))
-    figure = Figure(figsize=(3.6 * columns + 2, 3.1 * -(-len(tasks) // columns)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(3.6 * columns + 2, 3.1 * -(-len(tasks) // columns), dpi=130)
     panels = figure.subplots(-(-len(tasks) // columns), columns, squeeze=False).flatten()
     for axes, task in zip(panels, tasks, strict=False):
         _panel(axes, [row for row in rows if row["task"] == task], claims)
@@ -236,9 +231,7 @@ def plot(tables: dict[str, list[Row]]) -> bytes:
     panels[0].set_xlabel("network calls a particle")
     drawn = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _panel(axes: Any, rows: list[Row], claims: list[str]) -> None:  # noqa: ANN401 (matplotlib is optional)

@@ -4,7 +4,6 @@ Shapes: captions of one shape, of a colour and a shape, and of a number of shape
 out, combinations that were in no training picture among them. Objectives are compared at as many sampled pictures.
 """
 
-import io
 import json
 import random
 import tempfile
@@ -26,6 +25,7 @@ from steer.collecting import Advantages, Samples
 from steer.finetuning import finetune
 from steer.models import Model, load_model
 from steer.objectives import NegativeAware, Tuning
+from steer.plots import blank, png
 from steer.samples import write_bytes
 
 Row = dict[str, Any]
@@ -172,11 +172,7 @@ def _judged(model: Model, captions: list[str], n: int = 16) -> Row:
 
 def side_by_side(models: dict[str, Model], captions: list[str], n: int = 4) -> bytes:
     """PNG: a row a caption, n pictures of each model from the same noise beside each other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(models), 0.75 * len(captions) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(2.6 * len(models), 0.75 * len(captions) + 0.4, dpi=110)
     axes = figure.subplots(len(captions), len(models), squeeze=False)
     for j, (name, model) in enumerate(models.items()):
         images = plain(model, captions, n, 4, seed=11)
@@ -188,6 +184,4 @@ def side_by_side(models: dict[str, Model], captions: list[str], n: int = 4) -> b
                 axes[i, j].set_title(name, fontsize=9)
             if j == 0:
                 axes[i, j].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)

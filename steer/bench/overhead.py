@@ -6,7 +6,6 @@ least time of each is compared, since what else the machine does only adds.
 """
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from steer.flow_map import Cond, jump
 from steer.interpolants import Time
 from steer.methods import SMC, BestOfN, Guidance
 from steer.models import Model, load_model
+from steer.plots import BLUE, blank, png
 from steer.posterior import Renoised
 from steer.problem import Problem, generators
 
@@ -123,21 +123,15 @@ def least(work: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 def plot(tables: dict[str, list[Row]]) -> bytes:
     """PNG of the second table: three panels of seconds, with the lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(10, 3.2, dpi=150)
     for axes, axis in zip(figure.subplots(1, len(SIZES)), SIZES, strict=True):
         rows: list[Any] = [row for row in tables["growth"] if row["axis"] == axis]
         x, y = [row["value"] for row in rows], [row["seconds"] for row in rows]
         axes.plot(x, [row["seconds"] / row["of the line"] for row in rows], color="0.7", label="a straight line")
-        axes.plot(x, y, "o", color=(0, 114 / 255, 178 / 255), label="SMC")
+        axes.plot(x, y, "o", color=BLUE, label="SMC")
         axes.set(xlabel=axis, ylabel="seconds", xlim=(0, None), ylim=(0, None))
     figure.axes[0].legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _problem(model: Model, p: int) -> tuple[Problem, list[torch.Generator]]:

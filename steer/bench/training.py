@@ -11,7 +11,6 @@ that a regression tends to; the published choice of MeanFlow has a row of its ow
 velocity, whose calls are not counted.
 """
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from steer.objectives import (
 )
 from steer.objectives.base import draw_rows
 from steer.objectives.self_distillation import eulerian, lagrangian, progressive
+from steer.plots import COLOURS, blank, png
 from steer.training import Settings
 
 Row = dict[str, Any]
@@ -47,7 +47,6 @@ EULER = (1, 2, 4, 8, 16, 50)
 NAMES: dict[Any, str] = {"lagrangian": "LSD", "midpoint": "PSD-M", "uniform": "PSD-U"}
 BOARD_STEPS = (1, 2, 4, 8, 16)
 AIM = 1.5  # of sliced W1 over its floor, at 2 steps
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 PUBLISHED: list[Row] = [
     {"objective": "LSD, third-party reproduction", "training": "125k steps of 100k points", "kl, 1": 0.458,
      "kl, 2": 0.430, "kl, 4": 0.352, "kl, 8": 0.265, "kl, 16": 0.251},
@@ -225,11 +224,7 @@ def on_checkerboard(size: Size) -> list[Row]:
 
 def plot(tables: dict[str, list[Row]]) -> bytes:
     """PNG: sliced W1 against steps, a line an objective, flow matching by Euler steps dashed, the floor grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7.5, 4.2, dpi=130)
     axes = figure.subplots()
     floor, *rows = tables["ring"]
     for i, row in enumerate(rows):
@@ -251,6 +246,4 @@ def plot(tables: dict[str, list[Row]]) -> bytes:
     axes.set_xticks(EULER, [str(k) for k in EULER])
     axes.minorticks_off()
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return png(figure)

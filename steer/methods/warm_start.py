@@ -210,6 +210,13 @@ def _joined(before: Population, trace: Trace) -> Trace:
         forward=run.forward + trace.forward,
         backward=run.backward + trace.backward,
         reward_calls=run.scored + trace.reward_calls,
-        ancestors=before.ancestors.gather(1, trace.ancestors),
+        ancestors=_through(before, trace.ancestors[None])[0],
         push=None if trace.push is None else torch.cat([rest, trace.push]),
+        log_w=None if trace.log_w is None else torch.cat([torch.stack(before.weights), trace.log_w]),
+        lines=None if trace.lines is None else torch.cat([torch.stack(before.lines), _through(before, trace.lines)]),
     )
+
+
+def _through(before: Population, lines: Tensor) -> Tensor:
+    """Ancestors [steps p n] among the noises that the chain left, as ancestors among those it began with."""
+    return before.ancestors.expand_as(lines).gather(2, lines)

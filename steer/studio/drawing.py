@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from steer.plots import fit
+from steer.plots import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, blank, png
 from steer.samples import Samples
+from steer.sheets import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from steer.studio.page import Past
     from steer.studio.running import Sight, Step
 
-# Okabe and Ito, "Color Universal Design" (2008), without black and yellow, which vanish on dark and on light pages
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)  # without black, which vanishes on a dark page
 GREY = "#808791"
 CELL, BAND = 48, 72  # of the drawing of ancestors, in units of its own
 
@@ -158,10 +158,7 @@ def _cell(image: Tensor, x: float, y: float, colour: str | None) -> str:
 def plots(steps: Sequence["Step"], n: int) -> str:
     """The figures of a run of n particles, as pictures."""
     told = ("rewards of each look against steps", "effective sample size against steps", "weights of the particles")
-    drawn = []
-    for figure, alt in zip(figures(steps, n), told, strict=True):
-        figure.savefig(buffer := io.BytesIO(), format="png")
-        drawn.append(_img(buffer.getvalue(), alt))
+    drawn = [_img(png(figure), alt) for figure, alt in zip(figures(steps, n), told, strict=True)]
     return f'<div class="plots">{"".join(drawn)}</div>'
 
 
@@ -187,10 +184,9 @@ def figures(steps: Sequence["Step"], n: int) -> tuple["Figure", "Figure", "Figur
 
 def _figure(title: str, below: str) -> tuple["Figure", Any]:
     """A small figure that a dark page can carry as well as a light one."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(3.2, 2.2), dpi=150, layout="constrained")
+    figure = blank(3.2, 2.2, dpi=150)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot(facecolor="none")
     axes.set_title(title, fontsize=10, color=GREY, loc="left")

@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Contact sheets: pictures side by side, with their scores."""
 
 import io
 from typing import TYPE_CHECKING, Any
