@@ -4,7 +4,6 @@ Rewards have units of their own: a weight of 1 for one and 2 for another says no
 Those of the rewards that run without downloads ship with the package, as `scripts/calibrate.py` measured them.
 """
 
-import json
 import math
 import warnings
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from rewards.base import Chunked, WeightedSum, Wrapper, to_reward
 from rewards.contract import Reward, name_of
+from rewards.files import read_json
 from rewards.towers import ASSETS
 
 UNLIKE = 10.0  # weighted spreads further apart than this factor are told of
@@ -65,8 +65,12 @@ def calibrate(reward: object, images: Tensor, prompts: list[str], pictures: str 
 @lru_cache(maxsize=1)
 def shipped() -> dict[str, Calibration]:
     """The calibrations that ship, by the names of rewards."""
-    rows = json.loads((ASSETS / "calibration.json").read_text(encoding="utf8"))
-    return {name: Calibration(**row) for name, row in rows.items()}
+    path, cure = ASSETS / "calibration.json", "install the package again"
+    rows = read_json(path, cure)
+    try:
+        return {name: Calibration(**row) for name, row in rows.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {cure}") from error
 
 
 def calibration_of(reward: object) -> Calibration | None:
@@ -123,19 +127,28 @@ def spread_of(reward: object) -> float | None:
 
 
 def warn_of_scales(reward: WeightedSum) -> None:
-    """Warn, once for each such sum, where the largest weight times spread is over ten times the smallest.
+    """Warn, once for each such sum, of `unlike_scales`."""
+    if said := unlike_scales(reward):
+        _warn(said)
+
+
+def unlike_scales(reward: Reward) -> str:
+    """A sentence where the largest weight times spread of a sum is over ten times the smallest, or else "".
 
     Parts of unknown spread and of weight 0 are left out.
     """
+    if not isinstance(reward, WeightedSum):
+        return ""
     parts = [(p, abs(w) * s) for p, w in zip(reward.rewards, reward.weights, strict=True) if w and (s := spread_of(p))]
     sizes = [size for _, size in parts]
-    if parts and max(sizes) > UNLIKE * min(sizes):
-        said = ", ".join(f"{name_of(part)} {size:.2g}" for part, size in parts)
-        _warn(
-            f"the rewards of {reward.name!r} have unlike scales: weight times spread on reference pictures is {said}; "
-            "the smallest hardly counts. Set the weights by that, or normalise: rewards.Normalised(reward), or "
-            "normalise=True where you fine-tune"
-        )
+    if not parts or max(sizes) <= UNLIKE * min(sizes):
+        return ""
+    said = ", ".join(f"{name_of(part)} {size:.2g}" for part, size in parts)
+    return (
+        f"the rewards of {reward.name!r} have unlike scales: weight times spread on reference pictures is {said}; the "
+        "smallest hardly counts. Set the weights by that, or normalise: rewards.Normalised(reward), or normalise=True "
+        "where you fine-tune"
+    )
 
 
 @lru_cache(maxsize=256)

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewards.contract import check_images
 from rewards.files import check_size, read_json
-from rewards.towers import EMBEDDED, Towers, import_open_clip, load_clip
+from rewards.open_clip_files import bare, lacking, offline
+from rewards.towers import EMBEDDED, Towers, load_clip
 from rewards.vision import Kept, damages, first_line
 
 NAMES = {"emoji-clip": "clip", "emoji-clip-judge": "clip-judge"}
@@ -66,8 +66,8 @@ class Clip(Cosine):
     pictures' dtype, the towers work in float32.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: at the first call, when weights are missing, damaged, of unknown name,
-            or cannot be fetched.
+        FileNotFoundError: at the first call, when files are missing (see `missing`); nothing is downloaded by itself.
+        ValueError: at the first call, when they are damaged, or the name or the tag is unknown.
         ValueError: at a call, when the pictures are not [b 3 h w] of floats, or the prompts not b.
     """
 
@@ -81,6 +81,12 @@ class Clip(Cosine):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or NAMES.get(self.model, Path(self.model).name))
+
+    def missing(self) -> str | None:
+        """What is not on this machine, and how to get it; None where the reward can run."""
+        what = lacking(self.model, self.pretrained)
+        cure = "name a local folder, or take 'emoji-clip', which ships with the package"
+        return what and f"reward {self.name!r} lacks {what}; or {cure}"
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [b] of pictures [b 3 h w] in [0,1]."""
@@ -100,17 +106,14 @@ class Clip(Cosine):
         try:
             if local:
                 _check_folder(folder)
-            return load_clip(self.model, self.pretrained, device)
+            elif lacks := self.missing():
+                raise FileNotFoundError(lacks)
+            with offline():
+                return load_clip(self.model, self.pretrained, device)
         except (ValueError, FileNotFoundError, torch.OutOfMemoryError):
             raise
         except damages() as error:
-            if local or self.model in EMBEDDED or (self.pretrained and Path(self.pretrained).exists()):
-                raise ValueError(f"{damaged} ({first_line(error)})") from error
-            raise OSError(
-                f"model={self.model!r}, pretrained={self.pretrained!r}: the weights cannot be fetched "
-                f"({first_line(error)}); check the name and the connection, name a local folder, or use 'emoji-clip', "
-                "which ships with the package"
-            ) from error
+            raise ValueError(f"{damaged} ({first_line(error)})") from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -123,13 +126,4 @@ def _check_folder(folder: Path) -> None:
         raise FileNotFoundError(f"no weights in {str(folder)!r}; put open_clip_model.safetensors beside its config")
     weights, given = folder / "open_clip_model.safetensors", config["model_cfg"]
     if weights.is_file() and not (folder / "vocabulary.json").exists():
-        check_size(lambda: _bare(given), given, weights)
-
-
-def _bare(config: dict[str, Any]) -> torch.nn.Module:
-    """The untrained model of a "model_cfg"; of one whose text tower is another library's, nothing."""
-    open_clip, text = import_open_clip(), config["text_cfg"]
-    if "hf_model_name" in text:
-        return torch.nn.Module()
-    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-    return kind(config["embed_dim"], {**config["vision_cfg"], "timm_model_pretrained": False}, text)
+        check_size(lambda: bare(given), given, weights)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 LONGEST = 1 << 24  # bytes of a file of settings; what JSON says may take twenty times as much memory
-STACKS = ("depth", "blocks", "layers")  # settings that say how many parts stand behind each other
+STACKS = ("depth", "blocks", "layers")  # in the names of settings that say how many parts stand behind each other
+FEW = 256  # parts are soon built, whatever the weights hold
 
 
 def read_json(path: Path, cure: str) -> Any:  # noqa: ANN401 (whatever it holds)
@@ -51,34 +52,47 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def check_size(make: Callable[[], nn.Module], settings: Any, path: Path) -> None:  # noqa: ANN401 (as JSON has them)
-    """Hold a network to the size of its weights in a safetensors file, before memory is taken for either.
+def check_size(make: Callable[[], nn.Module], settings: Any, *paths: Path) -> None:  # noqa: ANN401 (as JSON has them)
+    """Hold a network to the size of its weights in safetensors files, before memory is taken for either.
 
     make: builds the network; here on the device "meta", which holds no numbers.
     settings: what it is built by.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is damaged, or settings ask for more parts behind each other than it has tensors, or for
-            over twice as many numbers.
+        ValueError: a file is damaged, or settings ask for far more parts behind each other than there are tensors, or
+            for over twice as many numbers.
         Exception: whatever `make` raises.
     """
-    from safetensors import SafetensorError, safe_open
-
-    _check_there(path)
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _unfit(path, str(error)) from error
-    deep = next((f"{key}={n}" for key, n in _stacks(settings) if n > len(shapes)), None)
+    shapes, place = shapes_in(*paths), paths[0] if len(paths) == 1 else paths[0].parent
+    deep = next((f"{key}={n}" for key, n in _stacks(settings) if n > max(FEW, len(shapes))), None)
     if deep:
-        raise _unfit(path, f"{len(shapes)} tensors for {deep}")
+        raise _unfit(place, f"{len(shapes)} tensors for {deep}")
     with torch.device("meta"):
         wanted = sum(w.numel() for w in make().state_dict().values())
     there = sum(map(math.prod, shapes))
     if wanted > 2 * there:
-        raise _unfit(path, f"{there} numbers, and not {wanted}")
+        raise _unfit(place, f"{there} numbers, and not {wanted}")
+
+
+def shapes_in(*paths: Path) -> list[list[int]]:
+    """The shapes of all tensors of safetensors files, read from their headers alone.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes = []
+    for path in paths:
+        _check_there(path)
+        try:
+            with safe_open(path, "pt") as file:
+                shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _unfit(path, str(error)) from error
+    return shapes
 
 
 def _unfit(path: Path, why: str) -> ValueError:
@@ -94,6 +108,13 @@ def _check_there(path: Path) -> None:
 def _stacks(settings: Any) -> Iterator[tuple[str, float]]:  # noqa: ANN401
     """The numbers of parts that settings name, at any depth."""
     for key, value in settings.items() if isinstance(settings, dict) else ():
-        if key in STACKS:
-            yield from ((key, n) for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float))
+        if any(word in key for word in STACKS):
+            yield from ((key, n) for n in _flat(value) if isinstance(n, int | float))
         yield from _stacks(value)
+
+
+def _flat(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    for item in value if isinstance(value, list) else ():
+        yield from _flat(item)
+    if not isinstance(value, list):
+        yield value

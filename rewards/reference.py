@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # PIL reads others by programs of their own
+MOST = 20_000_000  # pixels, each of which takes some 24 bytes while it is read
+
 
 def check_reference(reference: str | Tensor | None) -> None:
     """Hold a setting to a picture [3 h w] of floats, a path, or None, which stands for one that is given later.
@@ -60,7 +63,9 @@ def _read(path: str) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=KINDS) as file:
+            if file.width * file.height > MOST:
+                raise ValueError(f"{file.width} x {file.height} pixels, more than {MOST}; make it smaller")
             picture = file.convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"reference={path!r} is no picture that PIL can read ({error}); save it as PNG") from error

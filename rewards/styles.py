@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from rewards.contract import Reward, cost_of, is_differentiable, name_of
-from rewards.function import Function, PerPrompt, Pil
+from rewards.function import Bytes, Function, PerPrompt, Pil
 from rewards.signature import body, parameters_of, role_of, wants_one, wants_pil
 from rewards.vision import Look
 
@@ -40,12 +40,12 @@ class Loss:
     Objects that derive from `BaseRewardLoss` (ReNO, Enhancing One-Step Text-to-Image Models through Reward-based Noise
     Optimization, arXiv:2406.04312) get pictures as ReNO's trainer prepares them, resized, cropped and normalised for
     CLIP at 224; others get them in [0,1]. Their `weighting` is left out: weights belong to `WeightedSum`. A loss of a
-    whole batch is `Negated(function)`.
+    whole batch is `Negated(function)`. One in an adapter, such as `Loss(PerPrompt(function))`, is called as that says.
 
     prepare: what is done to [1 3 h w] in [0,1] before, in the place of that.
 
     Raises:
-        TypeError: it needs other arguments than a picture and a prompt.
+        TypeError: it needs other arguments than a picture and a prompt, or an adapter is given with `prepare`.
     """
 
     function: Callable[..., Any] = field(repr=False)
@@ -53,10 +53,19 @@ class Loss:
     name: str = ""
     differentiable: bool | None = None
     cost: float = 0.0
-    _positive: PerPrompt = field(init=False, repr=False, compare=False)
+    _positive: Function | Pil | Bytes | PerPrompt = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or name_of(self.function))
+        if isinstance(self.function, Function | Pil | Bytes | PerPrompt):
+            if self.prepare is not None:
+                kind = type(self.function).__name__
+                raise TypeError(
+                    f"Loss({kind}(function), prepare=...): {kind} calls the function; leave one of them out"
+                )
+            object.__setattr__(self, "_positive", self.function)
+            object.__setattr__(self, "differentiable", is_differentiable(self.function))
+            return
         prepare = self.prepare or (Look(224) if _derives(self.function, "BaseRewardLoss") else None)
         object.__setattr__(self, "_positive", PerPrompt(self.function, prepare=prepare, name=self.name))
 

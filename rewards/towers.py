@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from rewards.vision import CLIP_MEAN, CLIP_STD, Look
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("emoji-clip", "emoji-clip-judge")
 AGAIN = "install or save the model again"
+FOREIGN = ("hf_", "timm_")  # settings by which open_clip takes a tower from another library, and may download it
 
 
 @lru_cache(maxsize=1)
@@ -46,6 +48,26 @@ def import_open_clip() -> Any:  # noqa: ANN401 (a module)
     import open_clip
 
     return open_clip
+
+
+@contextmanager
+def without_bars(*logs: Any) -> Iterator[None]:  # noqa: ANN401 (modules)
+    """No bars of libraries while they load weights; those of downloads stay.
+
+    logs: their modules `utils.logging`, of transformers and diffusers.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+
+    shown, downloads = [log for log in logs if log.is_progress_bar_enabled()], not are_progress_bars_disabled()
+    for log in shown:
+        log.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()  # transformers puts out these too
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -157,20 +179,25 @@ def load_embedded(folder: Path) -> Towers:
     config = read_json(folder / "open_clip_config.json", AGAIN)
     path = folder / "open_clip_model.safetensors"
     weights = read_weights(path)
-    check_size(lambda: build(config["model_cfg"]), config["model_cfg"], path)
-    model = build(config["model_cfg"])
+    try:
+        settings, text = config["model_cfg"], config["model_cfg"]["text_cfg"]
+        if foreign := [key for part in (text, settings["vision_cfg"]) for key in part if key.startswith(FOREIGN)]:
+            raise ValueError(f"{', '.join(foreign)} would fetch another model")
+        check_size(lambda: build(settings), settings, path)
+        model = build(settings)
+        look = look_of({**config["preprocess_cfg"], "size": settings["vision_cfg"]["image_size"]})
+        size, context = int(text["vocab_size"]), int(text["context_length"])
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'open_clip_config.json'} makes no model: {error!r}; {AGAIN}") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its open_clip_config.json: {error}") from error
-    register(folder.name, config["model_cfg"])
+        raise ValueError(f"the weights in {folder} do not fit its open_clip_config.json: {error}; {AGAIN}") from error
+    register(folder.name, settings)
     pieces = read_json(folder / "vocabulary.json", AGAIN)
-    size = config["model_cfg"]["text_cfg"]["vocab_size"]
     if not (isinstance(pieces, list) and all(isinstance(p, str) for p in pieces) and len(pieces) + 3 == size):
         raise ValueError(f"{folder / 'vocabulary.json'} holds no {size - 3} pieces of words; {AGAIN}")
-    tokenize = WordPieces(tuple(pieces), config["model_cfg"]["text_cfg"]["context_length"])
-    size = config["model_cfg"]["vision_cfg"]["image_size"]
-    return Towers(model.eval().requires_grad_(False), tokenize, look_of({**config["preprocess_cfg"], "size": size}))
+    return Towers(model.eval().requires_grad_(False), WordPieces(tuple(pieces), context), look)
 
 
 def register(name: str, config: dict[str, Any]) -> None:
@@ -232,9 +259,11 @@ class TransformersClip:
         """
         mend_torchvision()
         from transformers import CLIPModel
+        from transformers.utils import logging
 
         settings = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-        clip, found = cast(Any, CLIPModel).from_pretrained(folder, **settings)
+        with without_bars(logging):
+            clip, found = cast(Any, CLIPModel).from_pretrained(folder, **settings)
         if found["missing_keys"]:
             raise KeyError(f"no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
         return cls(clip.float().eval().requires_grad_(False))

@@ -1,6 +1,7 @@
 """What rewards with networks share: how a network looks at pictures, where its files are, and what is kept of it."""
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def missing(reward: str, *sources: Source) -> str | None:
 class Kept(Generic[T]):
     """What a reward has loaded, on the device of the pictures it saw last, and the texts that it has encoded there.
 
-    A copy or a pickle is empty: settings travel, weights are loaded anew.
+    A copy or a pickle is empty: settings travel, weights are loaded anew. Any number of threads may use one, on one
+    device.
     """
 
     TEXTS = 4096  # vectors kept; of CLIP's width some 16 MB
@@ -139,25 +141,28 @@ class Kept(Generic[T]):
         self._device: torch.device | None = None
         self._loaded: T | None = None
         self._texts: dict[str, Tensor] = {}
+        self._turn = threading.RLock()  # one that `encode` takes again, to load
 
     def on(self, device: torch.device, load: Callable[[torch.device], T]) -> T:
         """What `load` gives for the device, loaded once as long as the device stays the same."""
-        if self._loaded is None or device != self._device:
-            self._loaded = load(device)
-            self._device = device
-            self._texts.clear()
-        return self._loaded
+        with self._turn:
+            if self._loaded is None or device != self._device:
+                self._loaded = load(device)
+                self._device = device
+                self._texts.clear()
+            return self._loaded
 
     def texts(self, prompts: list[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
         """Rows [b e] of `encode`, each distinct prompt encoded once; of more than `TEXTS` the oldest are dropped."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._texts]
-        if new:
-            with torch.no_grad():
-                self._texts.update(zip(new, encode(new), strict=True))
-        rows = torch.stack([self._texts[p] for p in prompts])
-        for old in list(self._texts)[: -self.TEXTS]:
-            del self._texts[old]
-        return rows
+        with self._turn:
+            new = [p for p in dict.fromkeys(prompts) if p not in self._texts]
+            if new:
+                with torch.no_grad():
+                    self._texts.update(zip(new, encode(new), strict=True))
+            rows = torch.stack([self._texts[p] for p in prompts])
+            for old in list(self._texts)[: -self.TEXTS]:
+                del self._texts[old]
+            return rows
 
     def __reduce__(self) -> tuple[type["Kept[T]"], tuple[()]]:
         return type(self), ()

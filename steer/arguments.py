@@ -28,16 +28,15 @@ def check_prompts(prompt: object) -> list[str]:
 def check_numbers(n: object, steps: object, temperature: object, budget: object, seed: object) -> None:
     """Ranges of the numbers; None is legal for all but n."""
     for name, value in {"n": n, "steps": steps, "budget": budget}.items():
-        if (value is not None or name == "n") and not (_is_whole(value) and value >= 1):  # pyright: ignore
+        if (value is not None or name == "n") and not (is_whole(value) and value >= 1):  # pyright: ignore
             raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
         if value is not None and value > MOST:  # pyright: ignore
             raise ValueError(f"{name}={value!r} must be at most {MOST}")
     if steps is not None and budget is not None:
         raise ValueError(f"steps={steps!r} and budget={budget!r} both fix the number of steps; give one of them")
-    number = isinstance(temperature, Real) and not isinstance(temperature, bool)
-    if temperature is not None and not (number and temperature > 0):  # pyright: ignore
+    if temperature is not None and not (is_number(temperature) and temperature > 0):  # pyright: ignore
         raise ValueError(f"temperature={temperature!r} must be above 0 (lower steers harder), or None to measure it")
-    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**63):  # pyright: ignore
+    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**63):  # pyright: ignore
         raise ValueError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one")
 
 
@@ -48,8 +47,14 @@ def check_flags(**flags: object) -> None:
             raise ValueError(f"{name}={value!r} must be true or false")
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, of any type."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, of any type."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
@@ -63,8 +68,26 @@ def check_device(device: str | torch.device | None) -> torch.device:
 
 
 def check_reward(given: object, compare: bool = True) -> rewards.Reward:
-    """A name is looked up in configs/reward; anything else is what `rewards.to_reward` makes of it."""
-    return settings.build("reward", given) if isinstance(given, str) else rewards.to_reward(given, compare=compare)
+    """A text is a name in configs/reward, or names a function; anything else is what `rewards.to_reward` makes of it.
+
+    Raises:
+        ValueError, TypeError: it is none.
+        FileNotFoundError: it lacks files, packages or a server; the message says how to get them.
+    """
+    if isinstance(given, str):
+        given = settings.build("reward", given) if given in settings.names("reward") else settings.free_reward(given)
+    score = rewards.to_reward(given, compare=compare)
+    if lacks := rewards.missing(score):
+        raise FileNotFoundError(lacks)
+    return score
+
+
+def check_held_out(given: object) -> rewards.Reward | str | None:
+    """A reward as `check_reward` makes it; "judge" and None stay what they are."""
+    known = ["judge", *settings.names("reward")]
+    if isinstance(given, str) and given not in known and ":" not in given:
+        raise settings.unknown("held_out", given, known, ", or module:function, or None")
+    return given if given is None or (isinstance(given, str) and given == "judge") else check_reward(given)
 
 
 def check_method(method: object) -> None:

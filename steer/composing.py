@@ -1,18 +1,14 @@
 """From words on a command line to settings: hydra overrides, checked against what configs/ and the classes know."""
 
-import importlib
-import importlib.util
 import inspect
 import re
-import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from steer.settings import CONFIGS, groups, names, read, unknown
+from steer.settings import CONFIGS, classes, free_reward, groups, names, read, unknown
 
 Config = Any  # a DictConfig
-MARKS = ("[", "'", '"')
+QUOTES = ("'", '"')
 KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -35,6 +31,7 @@ def compose(config: str, overrides: Iterable[str]) -> Config:
         known = [str(key) for key in composed(config)] + list(groups(config))
         for one in given:
             one.check_root(known)
+        given = [one for one in given if not (one.optional and one.value == "null")]  # as it is without
         try:
             base = composed(config, [one.text for one in given if one.chooses])
             result = composed(config, [one.text if one.chooses else one.within(base) for one in given])
@@ -43,7 +40,19 @@ def compose(config: str, overrides: Iterable[str]) -> Config:
             raise ValueError(f"setting {error.override!r} cannot be read; {cure}") from error
     for one in given:
         one.check_type(base, result)
+    strange = next((name for name in _classes(to_plain(result)) if name not in classes()), None)
+    if strange:
+        raise ValueError(f"_target_={strange!r} stands in no file of configs/; take a name that `steer list` prints")
     return result
+
+
+def _classes(config: Any) -> Iterator[object]:  # noqa: ANN401 (lists and dicts)
+    """The classes of the parts of a config, by which hydra would import and call whatever they name."""
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if key == "_target_":
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _classes(value)
 
 
 class _Override:
@@ -60,6 +69,9 @@ class _Override:
         self.group = None if "~" in self.sign else groups(config).get(self.key)
         self.text, self.chooses = text, self.group is not None
         self.optional = {self.key: None} in read(config).get("defaults", [])
+        self.inner = [f"{key}.{name}" for key, part in read(config).items() if isinstance(part, dict) for name in part]
+        if "~" in self.sign and not self.optional and ("." not in self.key or self.key.startswith("model.")):
+            raise ValueError(f"setting {text!r} takes away what is needed; write {self.key}=VALUE")
         if self.group and self.group != self.key:
             self.text = f"{self.sign}{self.group}@{self.key}={self.value}"
 
@@ -67,7 +79,7 @@ class _Override:
         """Its first part is a setting, and what it chooses exists."""
         root = self.key.partition(".")[0].partition("@")[0]
         if root not in known:
-            raise unknown("setting", root, known)
+            raise unknown("setting", root, known, also=self.inner)
         if self.group and self.value not in names(self.group) and not (self.optional and self.value == "null"):
             raise unknown(self.key, self.value, names(self.group))
 
@@ -100,10 +112,9 @@ class _Override:
         if parent:
             default = _arguments(OmegaConf.select(base, parent)).get(last, default)
         kind = "a list" if isinstance(default, ListConfig) else KINDS.get(type(default))
-        plain = isinstance(value, bool | int | float | str)
-        if isinstance(default, str) and plain and not isinstance(value, str):
+        if isinstance(default, str) and isinstance(value, bool | int | float):
             OmegaConf.update(result, self.key, self.value)
-        elif kind and plain and not _suits(value, type(default)):
+        elif kind and not _suits(value, type(default)):
             raise ValueError(f"{self.key}={value!r} must be {kind}, such as {default!r}")
 
 
@@ -146,22 +157,20 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def quote_prompt(overrides: list[str]) -> list[str]:
-    """A prompt is text, whatever characters it holds, and stands for nothing else; only a list in brackets, or a text
-    in quotes, is left to hydra.
-    """
+    """A prompt is text, whatever characters it holds; only a list in brackets or a text in quotes is left to hydra."""
     quoted = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if key == "prompt" and equals:
-            text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # ${...} would be looked up, in the environment too
-            override = f"prompt={text if text.startswith(MARKS) else as_text(text)}"
+        if key == "prompt" and equals and not text.startswith("["):
+            text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else it would be looked up, in the environment too
+            override = f"prompt={text if text.startswith(QUOTES) else as_text(text)}"
         quoted.append(override)
     return quoted
 
 
 def as_text(text: str) -> str:
     """A text in the quotes in which hydra takes it as it is."""
-    return "'" + re.sub(r"(\\*)('|$)", _escape, text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", _escape, text) + "'"
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -194,44 +203,3 @@ def reward_of(config: Config, free: dict[str, str]) -> Any:  # noqa: ANN401 (wha
     from hydra.utils import instantiate
 
     return free_reward(free["reward"]) if "reward" in free else instantiate(config.reward)
-
-
-def free_reward(text: str) -> Any:  # noqa: ANN401 (whatever rewards.to_reward takes)
-    """`{clip: 1, redness: 50}` as a dict of weights, `[clip, redness]` as a list, `module:name` as that object."""
-    if text.startswith(("{", "[")):
-        from omegaconf import OmegaConf
-
-        return OmegaConf.to_container(OmegaConf.create(text))
-    if ":" not in text:
-        raise unknown("reward", text, names("reward"), ", or module:function, or file.py:function")
-    return import_object(text)
-
-
-def import_object(text: str) -> Any:  # noqa: ANN401
-    """The object named by "package.module:name" or "path/to/file.py:name"; the working directory is searched too.
-
-    Raises:
-        ValueError: there is no such module, file or name. Errors inside the module pass unchanged.
-    """
-    place, _, name = text.rpartition(":")
-    if place.endswith(".py"):
-        if not Path(place).is_file():
-            raise ValueError(f"reward={text!r}: there is no file {place!r}; name one that exists")
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name and not f"{place}.".startswith(f"{error.name}."):
-                raise
-            cure = "install it, or run from its folder"
-            raise ValueError(f"reward={text!r}: there is no module {place!r}; {cure}") from error
-        finally:
-            sys.path.pop(0)
-    if not hasattr(module, name):
-        raise unknown("reward", text, [f"{place}:{n}" for n in vars(module) if not n.startswith("_")])
-    return getattr(module, name)

@@ -20,7 +20,7 @@ Neither is known of tuned noise. The log of p / p_ref of a sample is the differe
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from steer.interpolants import Interpolant, interpolate
 from steer.models import Model
 from steer.models.noise import start
 from steer.particles import ess
+from steer.training_settings import check_kinds
 
 SMALLEST, LARGEST = 0.02, 361.0  # SNR between which paths are compared: t = .12 and t = .95 on the linear path
 LEVELS = 10
@@ -62,13 +63,12 @@ class Rule:
     patience: int = 3
 
     def __post_init__(self) -> None:
+        check_kinds(self, "guard.")
         for name, value in vars(self).items():
             if not value >= 0:
                 raise ValueError(f"guard.{name} must be at least 0, got {value}")
-        if not float(self.patience).is_integer():
-            raise ValueError(f"guard.patience must be a whole number, got {self.patience}")
 
-    def broken(self, now: dict[str, float], before: dict[str, float]) -> list[str]:
+    def broken(self, now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
         """What a measurement breaks, in words."""
         out = []
         if "held_out" in now:
@@ -82,6 +82,16 @@ class Rule:
         if now["kl"] > self.kl_most:
             out.append(f"KL is above {self.kl_most:g}")
         return out
+
+
+def broken_since(history: Sequence[Mapping[str, float]], rule: Rule, before: Mapping[str, float]) -> int | None:
+    """The first step of the last measurements that broke the rule without a break, or None."""
+    since = None
+    for row in reversed(history):
+        if not rule.broken(row, before):
+            break
+        since = int(row["step"])
+    return since
 
 
 class Guard:
@@ -127,16 +137,16 @@ class Guard:
         pictures = [model.decode(x1[part]).float() for part in parts]
         scored = zip(pictures, parts, strict=True)
         self.rewards = torch.cat([self.score(im, prompts[part]).float() for im, part in scored]).view(-1, self.n)
-        out = {"reward": _mean(self.rewards), "diversity": _mean(_diversity(pictures, self.n))}
+        out = {"reward": _mean(self.rewards), "reward_error": standard_error(self.rewards)}
+        out["diversity"] = _mean(_diversity(pictures, self.n))
         if not bool(self.rewards.isfinite().all()):
             out["accepted"] = float(self.rewards.isfinite().double().mean())
         if self.held_out is not None:
             scored = zip(pictures, parts, strict=True)
             judged = torch.cat([self.held_out(im, prompts[part]).float() for im, part in scored]).view(-1, self.n)
-            out["held_out"] = _mean(judged)
+            out |= {"held_out": _mean(judged), "held_out_error": standard_error(judged)}
             if model is self.reference:
-                within = spread(judged)
-                out |= {"held_out_std": within, "held_out_error": within / judged.numel() ** 0.5}
+                out["held_out_std"] = spread(judged)
         if model is self.reference:
             return out | {"kl": 0.0, "ess": 1.0}
         if model.noise is not None:
@@ -198,12 +208,7 @@ class Guard:
     @property
     def broken_since(self) -> int | None:
         """The first step of the last measurements that broke the rule without a break, or None."""
-        since = None
-        for row in reversed(self.history):
-            if not self.rule.broken(row, self.before):
-                break
-            since = int(row["step"])
-        return since
+        return broken_since(self.history, self.rule, self.before)
 
     @property
     def verdict(self) -> str:
@@ -212,6 +217,15 @@ class Guard:
         if len(last) < max(1, self.rule.patience) or not all(self.rule.broken(row, self.before) for row in last):
             return ""
         return f"over-optimised since step {self.broken_since}"
+
+    @staticmethod
+    def line(figures: Mapping[str, float]) -> str:
+        """A measurement, as the log has it, for who watches."""
+        row = {key.removeprefix("guard/"): value for key, value in figures.items()}
+        told = [f"{name} {row[key]:.4g} \u00b1 {row[f'{key}_error']:.2g}"
+                for key, name in (("reward", "reward"), ("held_out", "held-out")) if key in row]  # fmt: skip
+        told += [f"accepted {row['accepted']:.0%}"] if "accepted" in row else []
+        return ", ".join([*told, f"diversity {row['diversity']:.3g}", f"KL {row['kl']:.3g} nats"])
 
     def words(self) -> str:
         """What happened, in one sentence."""
@@ -229,12 +243,19 @@ class Guard:
 
 
 def _told(row: dict[str, float], before: dict[str, float]) -> str:
-    parts = [f"reward {row['reward'] - before['reward']:+.3g} (from {before['reward']:.3g})"]
+    parts = [f"reward {_gain('reward', row, before)}"]
     if "held_out" in row:
-        parts.append(f"held-out reward {row['held_out'] - before['held_out']:+.3g} (from {before['held_out']:.3g})")
+        parts.append(f"held-out reward {_gain('held_out', row, before)}")
     if before["diversity"] > 0:
         parts.append(f"diversity {100 * (row['diversity'] / before['diversity'] - 1):+.0f} %")
     return ", ".join([*parts, f"KL {row['kl']:.3g} nats"])
+
+
+def _gain(key: str, row: Mapping[str, float], before: Mapping[str, float]) -> str:
+    """What a mean gained, with its standard error where the log has that."""
+    error = math.hypot(*(of.get(f"{key}_error", math.nan) for of in (row, before)))
+    told = "" if math.isnan(error) else f" \u00b1 {error:.2g}"
+    return f"{row[key] - before[key]:+.3g}{told} (from {before[key]:.3g})"
 
 
 def _place(cond: Cond) -> torch.device:
@@ -270,6 +291,11 @@ def spread(r: Tensor) -> float:
     """Mean over prompts of the standard deviation of rewards [p n], those of -inf left out."""
     each = [row[row.isfinite()] for row in r]
     return float(torch.stack([row.std() for row in each if len(row) > 1] or [r.new_zeros(())]).mean())
+
+
+def standard_error(r: Tensor) -> float:
+    """Of the mean of rewards [p n] on these very prompts: their spread within prompts over the root of their number."""
+    return spread(r) / max(1, int(r.isfinite().sum())) ** 0.5
 
 
 def _mean(r: Tensor) -> float:

@@ -19,6 +19,7 @@ from steer.models.drawing import Words, load_untrained
 from steer.models.growing import base, grow
 from steer.objectives import Objective, Student, Teacher
 from steer.rows import EmojiRows, LatentRows, PixelRows, vocabulary
+from steer.samples import check_folder
 from steer.settings import build
 from steer.training import ENDLESS, Own, Settings, Trainer, TrainingData
 
@@ -71,7 +72,7 @@ def train(
     from accelerate import PartialState
 
     loop = Settings(**settings)
-    folder = Path(out)
+    folder = check_folder(out)
     source = build("data", data) if isinstance(data, str) else data
     master, weaker = (load_model(m) if isinstance(m, str | Path) else m for m in (teacher, weak))
     goal = _objective(objective, master, weaker, autoguidance)

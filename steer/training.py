@@ -326,7 +326,10 @@ class Trainer:
         tensors, facts = state
         try:
             check_same(facts, self.facts(), self.folder)
-            self._take(tensors, facts)
+            try:
+                self._take(tensors, facts)
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: {error}") from error
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint of step {facts['step']} in {self.folder} is damaged ({error!r}); remove it to go on "

@@ -1,15 +1,36 @@
 """How the training loop runs: its length, batch, rates and files."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 CHOICES = {
     "schedule": ("cosine", "constant", "sqrt"),
     "precision": ("no", "bf16", "fp16"),
     "tracker": ("tensorboard", "wandb", None),
 }
+
+
+def check_kinds(settings: Any, owner: str = "") -> None:  # noqa: ANN401 (a dataclass)
+    """Hold the fields that are numbers by default to numbers of that kind, and whole ones to what 63 bits hold.
+
+    Raises:
+        ValueError: one is not; `owner` stands before its name.
+    """
+    for field in fields(settings):
+        value, kind = getattr(settings, field.name), {int: Integral, float: Real}.get(type(field.default))
+        if kind and (isinstance(value, bool) or not isinstance(value, kind)):
+            what = "a whole number" if kind is Integral else "a number"
+            raise ValueError(f"{owner}{field.name} must be {what}, got {value!r}")
+        if kind is Integral and value >= 2**63:
+            raise ValueError(f"{owner}{field.name} must be at most {2**63 - 1}, got {value}")
+
+
+def _are_shares(values: object) -> bool:
+    """Whether they are numbers in [0, 1)."""
+    return isinstance(values, tuple | list) and all(isinstance(v, int | float) and 0 <= v < 1 for v in values)
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,7 @@ class Settings:
     tracker: Literal["tensorboard", "wandb"] | None = "tensorboard"
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         self._check_numbers()
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
@@ -83,9 +105,12 @@ class Settings:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+        for name in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if not _are_shares(self.betas) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        if not self.ema or not all(0 <= d < 1 for d in self.ema) or len(set(self.ema)) < len(self.ema):
+        if not _are_shares(self.ema) or not self.ema or len(set(self.ema)) < len(self.ema):
             raise ValueError(f"ema must hold decays in [0, 1), at least one and none twice, got {self.ema}")
 
     def rate(self, step: int) -> float:

@@ -4,6 +4,7 @@ What is known of each pipeline class is in `steer.models.families`; the parts th
 come from, the dtype and the memory, prompts that are encoded once, and its own sampler, which proves the adapter.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.files import read_json, read_weights
-from rewards.towers import mend_torchvision
+from rewards.towers import mend_torchvision, without_bars
 from rewards.vision import damages, first_line
 from steer.adapters import adapt, fill_lora, lora_weights
 from steer.draws import Rng, randn_like
@@ -23,6 +24,7 @@ from steer.models import Model
 from steer.models.families import family_of
 from steer.models.families.base import Choices, Diagonal, Family, Guided
 from steer.models.files import check_card, read_card, write_card, write_tensors
+from steer.models.pipeline_files import AGAIN, check_settings, check_weights
 from steer.settings import unknown
 
 LOADING = ("dtype", "offload", "tiling", "slicing", "checkpoint_decoder")
@@ -96,11 +98,21 @@ def load(
     if offload not in (None, "model", "sequential"):
         raise ValueError(f'offload must be "model", "sequential" or null, got {offload!r}')
     diffusers = import_diffusers()
-    name = _pipeline_class(diffusers, source)
+    index = _index(diffusers, source)
+    name = str(index["_class_name"])
     family_of(name)
     if not hasattr(diffusers, name):
         raise ValueError(f"pipeline {name!r} is not in diffusers; load it yourself, and steer.pipeline(pipe) steers it")
-    pipe = _pipe(getattr(diffusers, name), str(source), number, device, offload)
+    local = Path(source).is_dir()
+    if local:
+        check_settings(diffusers, Path(source), index)
+    pipe = _pipe(getattr(diffusers, name), str(source), number)
+    if local:
+        check_weights(pipe, Path(source))
+    if offload:
+        getattr(pipe, f"enable_{offload}_cpu_offload")(device=device)
+    else:
+        pipe.to(device)
     if tiling:
         pipe.vae.enable_tiling()
     if slicing:
@@ -208,15 +220,16 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
         """Rows in the prompts' order."""
-        new = [q for q in dict.fromkeys(prompts) if q not in self.kept]
-        if len(self.kept) + len(new) > KEPT:
-            self.kept.clear()
-            new = list(dict.fromkeys(prompts))
+        known = dict(self.kept)  # another thread may change it
+        new = [q for q in dict.fromkeys(prompts) if q not in known]
         if new:
             rows = self.family.encode(new)
-            self.kept.update({q: {key: c[i].cpu() for key, c in rows.items()} for i, q in enumerate(new)})
+            known |= {q: {key: c[i].cpu() for key, c in rows.items()} for i, q in enumerate(new)}
+            if len(known) > KEPT:
+                self.kept.clear()
+            self.kept.update({q: known[q] for q in prompts})
         place = self.family.pipe._execution_device
-        return {key: torch.stack([self.kept[q][key] for q in prompts]).to(place) for key in self.kept[prompts[0]]}
+        return {key: torch.stack([known[q][key] for q in prompts]).to(place) for key in known[prompts[0]]}
 
 
 def choices_of(given: Mapping[str, Any]) -> Choices:
@@ -237,35 +250,34 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return known[name]
 
 
-def _pipe(kind: Any, source: str, number: torch.dtype, device: torch.device, offload: str | None) -> Any:  # noqa: ANN401
-    """The pipeline, in its place; raises OSError or ValueError that names it where its files cannot be had or read."""
+def _pipe(kind: Any, source: str, number: torch.dtype) -> Any:  # noqa: ANN401
+    """The pipeline on the CPU; raises OSError or ValueError that names it where its files cannot be had or read."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as more
+
     try:
-        pipe = kind.from_pretrained(source, torch_dtype=number, use_safetensors=True)
-        if offload:
-            getattr(pipe, f"enable_{offload}_cpu_offload")(device=device)
-        else:
-            pipe.to(device)
+        with without_bars(logging, more):
+            return kind.from_pretrained(source, torch_dtype=number, use_safetensors=True)
     except torch.OutOfMemoryError:
         raise
     except OSError as error:
-        raise OSError(f"model={source!r} cannot be loaded: {first_line(error)}") from error
+        raise OSError(f"model={source!r} cannot be loaded: {first_line(error)}; {AGAIN}") from error
     except damages() as error:
-        cure = "save or download the pipeline again"
-        raise ValueError(f"model={source!r}: files are damaged or do not fit ({first_line(error)}); {cure}") from error
-    return pipe
+        raise ValueError(f"model={source!r}: files are damaged or do not fit ({first_line(error)}); {AGAIN}") from error
 
 
-def _pipeline_class(diffusers: Any, source: str | Path) -> str:  # noqa: ANN401
-    """The name of the class in model_index.json, which is in the folder or fetched."""
+def _index(diffusers: Any, source: str | Path) -> dict[str, Any]:  # noqa: ANN401
+    """What model_index.json holds, which is in the folder or fetched."""
     path = Path(source) / INDEX
     if path.is_file():
-        cure = "save or download the pipeline again"
-        try:
-            return str(read_json(path, cure)["_class_name"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); {cure}") from error
+        index = read_json(path, AGAIN)
+        if not isinstance(index, dict) or "_class_name" not in index:
+            raise ValueError(f"{path} is damaged (it names no class); {AGAIN}")
+        return index
     try:
-        return str(diffusers.DiffusionPipeline.load_config(str(source))["_class_name"])
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise OSError("no OWNER/NAME")
+        return dict(diffusers.DiffusionPipeline.load_config(str(source)))
     except OSError as error:
         raise OSError(
             f"model={str(source)!r} is no folder with {INDEX}, and cannot be fetched from the hub "

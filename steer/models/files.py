@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from rewards.files import check_size, read_json, read_weights
 
+AGAIN = "save or install the model again"
+
 
 def read_card(folder: Path) -> dict[str, Any]:
     """model.json of a folder.
@@ -22,7 +24,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     card = read_json(path, "name a folder that steer.save_model wrote, or save or install the model again")
     if not isinstance(card, dict):
-        raise ValueError(f"{path} is damaged (no object); save or install the model again")
+        raise ValueError(f"{path} is damaged (no object); {AGAIN}")
     return card
 
 
@@ -30,9 +32,8 @@ def check_card(folder: Path, card: dict[str, Any], known: dict[str, Iterable[str
     """Hold the values of some keys to those that are known; raises ValueError."""
     for key, values in known.items():
         if card.get(key) not in tuple(values):
-            raise ValueError(
-                f"{folder / 'model.json'}: {key}={card.get(key)!r} is not known here; known: {', '.join(values)}"
-            )
+            given, here = f"{key}={card.get(key)!r}", ", ".join(values)
+            raise ValueError(f"{folder / 'model.json'}: {given} is not known here; known: {here}; {AGAIN}")
 
 
 def construct(kind: Callable[..., nn.Module], card: dict[str, Any], key: str, weights: Path) -> Any:  # noqa: ANN401
@@ -47,7 +48,9 @@ def construct(kind: Callable[..., nn.Module], card: dict[str, Any], key: str, we
         net = kind(**card[key])
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         given = f"{card.get(key)!r}"[:300]
-        raise ValueError(f"{weights.parent / 'model.json'}: {key}={given} makes no network: {error}") from error
+        raise ValueError(
+            f"{weights.parent / 'model.json'}: {key}={given} makes no network: {error}; {AGAIN}"
+        ) from error
     fill(net, weights)
     return net
 
@@ -57,7 +60,7 @@ def fill(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(read_weights(path))
     except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit model.json beside them: {error}") from error
+        raise ValueError(f"the weights in {path} do not fit model.json beside them: {error}; {AGAIN}") from error
     module.eval().requires_grad_(False)
 
 

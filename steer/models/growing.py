@@ -8,7 +8,7 @@ import torch
 
 from rewards.files import read_weights
 from steer.models import Model
-from steer.models.files import write_tensors
+from steer.models.files import AGAIN, write_tensors
 from steer.models.network import FlowNetwork
 from steer.models.posterior_network import PosteriorNetwork
 
@@ -44,12 +44,19 @@ def read(model: Model, card: dict[str, Any], folder: Path) -> Model:
     try:
         with torch.device("meta"):  # no memory is taken for a rank that nobody has
             grown = grow(model, told["rank"])
-        assert isinstance(grown.flow, PosteriorNetwork)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / 'model.json'}: posterior={told!r} makes no posterior map: {error}; {AGAIN}"
+        ) from error
+    assert isinstance(grown.flow, PosteriorNetwork)
+    try:
         missing = grown.flow.load_state_dict(read_weights(path), strict=False, assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the weights in {path} do not fit posterior={told!r} in model.json: {error}") from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit posterior={told!r} in model.json: {error}; {AGAIN}"
+        ) from error
     if missing.unexpected_keys or set(missing.missing_keys) & set(grown.flow.grown()):
-        raise ValueError(f"the weights in {path} do not fit model.json beside them: {missing}")
+        raise ValueError(f"the weights in {path} do not fit model.json beside them: {missing}; {AGAIN}")
     device = next(grown.flow.base.parameters()).device
     grown.flow.to(device).eval().requires_grad_(False)
     return grown

@@ -117,6 +117,16 @@ def test_steering_a_pipeline_that_is_held(method: str) -> None:
     assert (out.rewards.amax(1) > out.unsteered_rewards.mean(1)).all()
 
 
+def test_loading_draws_no_bars_and_leaves_those_of_others(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from diffusers.utils import logging as one
+    from transformers.utils import logging as other
+
+    steer.load_model(saved, "cpu")
+    said = capfd.readouterr()
+    assert said.out == "" and "Loading" not in said.err and "it/s" not in said.err
+    assert one.is_progress_bar_enabled() and other.is_progress_bar_enabled()
+
+
 def test_the_command_line_takes_a_folder(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from steer.cli import main
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import rewards
+import steer
 from rewards import towers
 from rewards.function import to_pil
 from rewards.towers import ASSETS, EMBEDDED, WordPieces, import_open_clip, load_clip
@@ -168,14 +170,59 @@ def load(folder: Path) -> None:
     rewards.Clip(str(folder)).towers(torch.device("cpu"))
 
 
-def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty cache and no network, by the switch of the hub's own client."""
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of the hub, and no sockets."""
     import huggingface_hub.constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    def refused(*given: object, **more: object) -> None:
+        raise AssertionError("the network was asked")
+
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OSError, match=r"model='hf-hub:nobody/nothing'.*cannot be fetched.*'emoji-clip'"):
-        load(Path("hf-hub:nobody/nothing"))
+    monkeypatch.setattr("socket.socket.connect", refused)
+    monkeypatch.setattr("socket.getaddrinfo", refused)
+    return tmp_path
+
+
+def put(hub: Path, repository: str, *files: Path) -> None:
+    """Files as `hf download` leaves them."""
+    place = hub / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text("0" * 40)
+    (place / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    for file in files:
+        (place / "snapshots" / ("0" * 40) / file.name).write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "said"),
+    [
+        ("ViT-B-32", "laion2b_s34b_b79k",  # of 151,277,313 numbers, as its paper's authors count them
+         r"lacks 0\.61 GB of weights \(in float32\), .*`hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K open_clip"),
+        ("ViT-B-16-SigLIP", "webli", r"SigLIP.*and tokenizer_config.json of timm/ViT-B-16-SigLIP \(`hf download"),
+        ("hf-hub:nobody/nothing", None, "lacks open_clip_config.json of nobody/nothing .*'emoji-clip'"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_here_are_named_and_not_fetched(hub: Path, model: str, tag: str | None, said: str) -> None:
+    reward = rewards.Clip(model, tag)
+    assert re.search(said, str(rewards.missing(reward)))
+    with pytest.raises(FileNotFoundError, match=said):
+        reward(torch.rand(1, 3, 32, 32), ["a"])
+    with pytest.raises(FileNotFoundError, match=said):
+        steer.sample("a fox", reward={reward: 1.0, "redness": 1.0}, progress=False)
+
+
+def test_a_model_of_the_hub_that_is_here_needs_no_network(hub: Path, folder: Path) -> None:
+    """By the files of open_clip's own names, whichever of the two formats."""
+    put(hub, "me/tiny", *folder.iterdir())
+    reward, images = rewards.Clip("hf-hub:me/tiny"), torch.rand(2, 3, 32, 32)
+    assert rewards.missing(reward) is None
+    assert torch.equal(reward(images, ["a", "b"]), rewards.Clip(str(folder))(images, ["a", "b"]))
+    put(hub, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", Path(__file__).with_name("test_clip.py"))
+    assert rewards.missing(rewards.Clip("ViT-B-32", "laion2b_s34b_b79k"))  # some other file
+    (hub / "open_clip_pytorch_model.bin").write_bytes(b"")
+    put(hub, "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", hub / "open_clip_pytorch_model.bin")
+    assert rewards.missing(rewards.Clip("ViT-L-14", "laion2b_s32b_b82k")) is None
 
 
 def test_fine_stripes_are_averaged_and_not_sampled(folder: Path) -> None:

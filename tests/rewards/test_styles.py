@@ -378,3 +378,18 @@ def test_the_report_tells_what_was_assumed() -> None:
     given: dict[str, Any] = {"n": 4, "seed": 0, "method": "best_of_n", "progress": False}
     out = steer.sample("a red heart", reward=rewards.Pil(fk), **given)
     assert out.report["reward"]["assumed"] == rewards.assumed(rewards.Pil(fk))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        rewards.PerPrompt(lambda image, prompt: image.mean() * len(prompt)), rewards.PerPrompt(pil_mean, "pil"),
+        rewards.Function(lambda images: images.mean((1, 2, 3))), rewards.Bytes(lambda images: images.mean((1, 2, 3))),
+    ],
+)  # fmt: skip
+def test_a_loss_in_an_adapter_is_called_as_that_says(made: Any) -> None:  # noqa: ANN401
+    loss = Loss(made)
+    assert torch.equal(loss(IMAGES, PROMPTS), -made(IMAGES, PROMPTS)) and "lower is better" in loss.assumed
+    assert rewards.is_differentiable(loss) == rewards.is_differentiable(made)
+    with pytest.raises(TypeError, match=r"prepare=\.\.\.\): .* leave one of them out"):
+        Loss(made, prepare=lambda image: image)

@@ -23,6 +23,7 @@ from steer.flow_map import Cond, FlowMap
 from steer.interpolants import Interpolant, Time, like
 
 Kind = Literal["velocity", "jump", "map"]
+MOST = 1 << 15  # pixels of a side, steps or frames; what has more fits no memory
 NEAR = 1e-4  # times closer than this count as one, in the slope of alpha and beta between them
 
 
@@ -57,8 +58,8 @@ class Choices:
             raise ValueError(f'kind must be "velocity", "jump" or "map", got {self.kind!r}')
         for name in ("height", "width", "ode_steps", "frames"):
             number = getattr(self, name)
-            if number is not None and (not isinstance(number, int) or number < 1):
-                raise ValueError(f"{name} must be a whole number, at least 1, got {number!r}")
+            if number is not None and (not isinstance(number, int) or not 1 <= number <= MOST):
+                raise ValueError(f"{name} must be a whole number from 1 to {MOST}, got {number!r}")
         for name in ("guidance", "true_guidance"):
             scale = getattr(self, name)
             if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
