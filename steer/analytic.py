@@ -53,12 +53,12 @@ class GaussianMixture:
 
     @property
     def mean(self) -> Tensor:
-        """E[x] [*b d]."""
+        """``E[x]`` [*b d]."""
         return (self.weights[..., None] * self.means).sum(-2)
 
     @property
     def cov(self) -> Tensor:
-        """Cov[x] [*b d d]."""
+        """``Cov[x]`` [*b d d]."""
         off = self.means - self.mean[..., None, :]
         return (self.weights[..., None, None] * (self.covs + off[..., :, None] * off[..., None, :])).sum(-3)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 import rewards
+from rewards.calibration import unlike_scales
 from steer.arguments import (
     check_compiler,
     check_device,
     check_flags,
+    check_held_out,
     check_lookahead,
     check_method,
     check_numbers,
@@ -36,6 +39,7 @@ from steer.spreading import shares_of
 PLAIN_STEPS = 4  # network calls of an unsteered picture
 ENOUGH = 8  # plain pictures a prompt at least, to measure the spread of their rewards
 SHARE_OF_SPREAD = 0.25
+HEARING = threading.RLock()  # who listens to warnings does so for all threads
 
 
 def sample(
@@ -57,6 +61,7 @@ def sample(
     checkpoint: bool = False,
     spread: str | None = None,
     watch: Watch | None = None,
+    held_out: Any = "judge",  # noqa: ANN401 (a reward, or None)
 ) -> Samples:
     """Draw n pictures a prompt from p(x1 | prompt) exp(reward(x1) / temperature), as well as the method can.
 
@@ -92,6 +97,8 @@ def sample(
             process prompts of its own.
         watch: called with a `steer.run.Seen` each time the method has scored pictures: the looks ahead of that step,
             their rewards, weights and ancestors; what it raises ends the run. In each of several processes.
+        held_out: a reward that is reported and not optimised, given as `reward` is; "judge" takes the model's own, if
+            there is one (pipelines have none), and None none.
 
     Returns:
         Samples: pictures, weights and rewards, the plain pictures from the same noise, the trace, and a report.
@@ -99,6 +106,7 @@ def sample(
     Raises:
         ValueError: an argument is out of range or unknown, or the reward breaks its contract; the message names what,
             its value and the cure, before any long work. Exceptions of a user's own reward pass unchanged.
+        FileNotFoundError: a reward lacks files, packages or a server; the message says how to get them.
         torch.OutOfMemoryError: memory ran out; the message says which chunk to lower.
     """
     start = time.perf_counter()
@@ -108,7 +116,7 @@ def sample(
     check_flags(progress=progress, compile=compile, checkpoint=checkpoint)
     check_method(method)
     chunks = Chunks.of(chunk)
-    score = check_reward(reward)
+    (score, said), kept = _heard(reward), check_held_out(held_out)
     shares, device = shares_of(spread, device)
     place = check_device(device)
     model = ready(model, place, compile)
@@ -120,18 +128,19 @@ def sample(
         asked = Asked(score, problem.has_gradient(x0), len(prompts), n, want, steps, temperature, budget)
         chosen = choose(method, asked)
         check_lookahead(chosen.method, model)
-        judge = judge_for(model, score, x0.device)
+        judge = judge_for(model, score, x0.device, kept)
         with bar(progress, "unsteered", PLAIN_STEPS * len(prompts) * max(n, ENOUGH)) as tick:
             more = problem.noise(max(ENOUGH - n, 0), rng)
             plain, before = problem.run(BestOfN(PLAIN_STEPS), torch.cat([x0, more], 1), rng, tick)
-        chosen = chosen if chosen.origin else _measure(chosen, plain.rewards, score, prompts, shares.rank == 0)
+        chosen = chosen if chosen.origin else _measure(chosen, plain.rewards)
+        chosen = dataclasses.replace(chosen, notes=(*said, *chosen.notes))
         with bar(progress, chosen.name, _rows(chosen, x0)) as tick:
             particles, spent = problem.run(chosen.method, x0, rng, tick, chosen.temperatures, watch)
         result = _samples(problem, particles, plain, spent)
         judged = judged_by(judge, result, chunks, shares)
         told = shares.told() if shares.world > 1 else None
-        said = rewards.assumed(score)
-        facts = Facts(model.name, rewards.name_of(score), chosen, judged, seed, before, spent, told, said)
+        how = rewards.assumed(score)
+        facts = Facts(model.name, rewards.name_of(score), chosen, judged, seed, before, spent, told, how)
         report = make_report(result, facts)
     report["cost"]["seconds"] = time.perf_counter() - start
     for text in report["warnings"] if shares.rank == 0 else ():
@@ -163,6 +172,15 @@ def ready(model: str | Model, place: torch.device, compile: bool) -> Model:
     return dataclasses.replace(model, flow=compiled(model.flow)) if compile else model
 
 
+def _heard(reward: Any) -> tuple[rewards.Reward, tuple[str, ...]]:  # noqa: ANN401 (what `sample` takes)
+    """The reward, and what is doubtful about it, which the report tells with the rest."""
+    with HEARING, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        score = check_reward(reward, compare=False)
+    said = [str(one.message) for one in heard if one.category is UserWarning]
+    return score, tuple(filter(None, [*said, unlike_scales(score)]))
+
+
 def drawn_seed(seed: int | None) -> int:
     """The seed, or one that nobody chose."""
     return int(torch.Generator().seed() % 2**63) if seed is None else int(seed)
@@ -187,22 +205,15 @@ def _rows(chosen: Chosen, x0: Tensor) -> int | None:
     return None if steps is None else (steps + chosen.method.needs_gradient) * x0.shape[0] * x0.shape[1]
 
 
-def _measure(chosen: Chosen, r: Tensor, score: rewards.Reward, prompts: list[str], tell: bool) -> Chosen:
-    """At a temperature, for each prompt, of a quarter of the spread of its plain rewards r [p n]; tells of none."""
+def _measure(chosen: Chosen, r: Tensor) -> Chosen:
+    """At a temperature, for each prompt, of a quarter of the spread of its plain rewards r [p n]; 1 where all agree."""
     spreads = [spread_within(row) for row in r]
-    flat = [q for q, row, s in zip(prompts, r, spreads, strict=True) if not s > 1e-6 * _size(row)]
-    if flat and tell:
-        warnings.warn(
-            f"reward {rewards.name_of(score)!r} gives all plain pictures of a prompt the same score ({flat[0]!r}): "
-            "there is nothing to choose by, and no temperature to measure. temperature=1 is used there; check the "
-            "reward, or give a temperature",
-            stacklevel=3,
-        )
-    temperatures = [1.0 if q in flat else SHARE_OF_SPREAD * s for q, s in zip(prompts, spreads, strict=True)]
-    if len(flat) == len(prompts):
-        return chosen.at(temperatures, "1, since the rewards of plain pictures do not differ")
-    origin = f"{SHARE_OF_SPREAD} x the standard deviation of the rewards of a prompt's plain pictures"
-    return chosen.at(temperatures, f"measured: {origin}")
+    flat = tuple(not s > 1e-6 * _size(row) for row, s in zip(r, spreads, strict=True))
+    temperatures = [1.0 if same else SHARE_OF_SPREAD * s for same, s in zip(flat, spreads, strict=True)]
+    origin = f"measured: {SHARE_OF_SPREAD} x the standard deviation of the rewards of a prompt's plain pictures"
+    if all(flat):
+        origin = "1, since the rewards of plain pictures do not differ"
+    return dataclasses.replace(chosen.at(temperatures, origin), flat=flat)
 
 
 def _size(r: Tensor) -> float:

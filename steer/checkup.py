@@ -15,11 +15,15 @@ FEW = 4  # cores on which threads that spin are a matter
 
 
 class Finding(NamedTuple):
-    """What was looked at, and what was found. good: None is a note, False a fault of what steer itself needs."""
+    """What was looked at, and what was found.
+
+    good: None is a note, False a fault of what steer itself needs. group: what it is one of, see `grouped`.
+    """
 
     about: str
     good: bool | None
     found: str
+    group: str = ""
 
 
 def checkup() -> list[Finding]:
@@ -27,8 +31,25 @@ def checkup() -> list[Finding]:
     found = list(packages())
     if any(finding.good is False for finding in found):
         return found
-    looks = (torchvision, devices, threads, models, scorers, caches, run)
+    looks = (torchvision, devices, threads, models, scorers, clips, caches, run)
     return [*found, *(finding for look in looks for finding in look())]
+
+
+def grouped(found: list[Finding]) -> list[Finding]:
+    """The findings of a group in one: all that are good, and of the others those that say the same."""
+    alike: dict[tuple[object, ...], list[Finding]] = {}
+    for i, one in enumerate(found):
+        key = (one.group, one.good, one.good or one.found) if one.group else (i,)
+        alike.setdefault(key, []).append(one)
+    return [_merged(of) if len(of) > 1 else of[0] for of in alike.values()]
+
+
+def _merged(of: list[Finding]) -> Finding:
+    first, names = of[0], [one.about.removeprefix(f"{of[0].group} ") for one in of]
+    if first.good:
+        said = (f"{name} {one.found}" for name, one in zip(names, of, strict=True))
+        return Finding(f"{first.group}s", True, ", ".join(said))
+    return Finding(f"{first.group}s", first.good, f"{', '.join(names)}: {first.found}")
 
 
 def packages() -> Iterator[Finding]:
@@ -50,9 +71,10 @@ def _package(name: str, wanted: object) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, f"not installed; pip install '{name}{wanted}'")
+        return Finding(name, False, f"not installed; pip install '{name}{wanted}'", "package")
     good = version in wanted  # type: ignore[operator]
-    return Finding(name, good, version if good else f"{version}, but {wanted} is needed; pip install '{name}{wanted}'")
+    said = version if good else f"{version}, but {wanted} is needed; pip install '{name}{wanted}'"
+    return Finding(name, good, said, "package")
 
 
 def torchvision() -> Iterator[Finding]:
@@ -113,9 +135,9 @@ def models() -> Iterator[Finding]:
         try:
             load_model(name, "cpu")
         except (OSError, ValueError) as error:
-            yield Finding(f"model {name}", False, str(error))
+            yield Finding(f"model {name}", False, str(error), "model")
         else:
-            yield Finding(f"model {name}", True, "loads")
+            yield Finding(f"model {name}", True, "loads", "model")
     try:
         import_diffusers()
     except (ValueError, RuntimeError) as error:
@@ -132,7 +154,16 @@ def scorers() -> Iterator[Finding]:
     yield Finding("rewards", True, "can run here: " + ", ".join(name for name, text in lacks.items() if text is None))
     for name, text in lacks.items():
         if text is not None:
-            yield Finding(f"reward {name}", None, text)
+            yield Finding(f"reward {name}", None, text.removeprefix(f"reward {name!r} "), "reward")
+
+
+def clips() -> Iterator[Finding]:
+    """Which models of open_clip the reward clip could take besides its own."""
+    from rewards.open_clip_files import here
+
+    found = here()
+    told = "none is here; rewards.missing(rewards.Clip(NAME, TAG)) tells how large one is, and which command fetches it"
+    yield Finding("weights of open_clip", True if found else None, ", ".join(found) or told)
 
 
 def caches() -> Iterator[Finding]:
@@ -146,9 +177,9 @@ def caches() -> Iterator[Finding]:
         try:
             check_folder(folder)
         except ValueError:
-            yield Finding("cache", None, f"{folder} cannot be written; let {variable} name another")
+            yield Finding(f"cache {folder}", None, f"cannot be written; let {variable} name another", "cache")
         else:
-            yield Finding("cache", True, str(folder))
+            yield Finding(f"cache {folder}", True, "can be written", "cache")
 
 
 def run() -> Iterator[Finding]:

@@ -46,6 +46,7 @@ class Chosen:
         origin: where they come from.
         notes: what is doubtful about the choice, in words.
         want: "sample" or "best", as asked.
+        flat: where the temperature was measured, whether a prompt's plain pictures all have the same reward.
     """
 
     method: Any
@@ -54,6 +55,7 @@ class Chosen:
     temperatures: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
     want: str = "sample"
+    flat: tuple[bool, ...] = ()
 
     def at(self, temperatures: list[float], origin: str) -> "Chosen":
         """The same at these temperatures, one a prompt; their mean stands in the method."""
@@ -63,7 +65,8 @@ class Chosen:
 
     def part(self, rows: slice) -> "Chosen":
         """The same for some of the prompts."""
-        return self.at(list(self.temperatures[rows]), self.origin) if self.temperatures else self
+        own = dataclasses.replace(self, flat=self.flat[rows])
+        return own.at(list(self.temperatures[rows]), self.origin) if self.temperatures else own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ def choose(method: Any, asked: Asked) -> Chosen:  # noqa: ANN401 (a name, a meth
 
 def _settle(method: Any, asked: Asked) -> Chosen:  # noqa: ANN401
     named = isinstance(method, str)
-    name, chosen = (method, settings.build("method", method)) if named else (type(method).__name__, method)
+    name, chosen = (method, settings.build("method", method)) if named else (settings.called("method", method), method)
     if getattr(chosen, "needs_gradient", False) and not asked.differentiable:
         raise ValueError(
             f"method={name!r} follows the reward's gradient, and reward {rewards.name_of(asked.reward)!r} has none; "

@@ -14,7 +14,7 @@ import rewards
 from steer import checkpoints
 from steer.adapters import Reference, fill_lora
 from steer.api import SHARE_OF_SPREAD
-from steer.arguments import check_device, check_reward
+from steer.arguments import MOST, check_device, check_flags, check_held_out, check_reward, is_number, is_whole
 from steer.checkpoints import write_json
 from steer.chunks import Chunks
 from steer.experience import Experience, Rounds
@@ -28,7 +28,7 @@ from steer.problem import Scores
 from steer.prompts import Prompts, Source
 from steer.report import judge_for
 from steer.samples import check_folder
-from steer.settings import build, names, unknown
+from steer.settings import build, called, names, unknown
 from steer.training import Settings, Trainer
 from steer.tuned import finished, prepared, raw, save, save_best, tuned_part
 from steer.value_targets import Adjoints
@@ -101,23 +101,26 @@ def finetune(
     from accelerate import PartialState
 
     loop = Settings(steps=steps, sample_every=guard_every, **DEFAULTS | settings)
-    goal = _objective(objective)
+    goal, kept = _objective(objective), check_held_out(held_out)
     score, place, folder = check_reward(reward, compare=not normalise), check_device(device), check_folder(out)
-    _check_numbers(temperature, guard_pictures, calls)
+    check_flags(normalise=normalise, progress=progress)
+    _check_numbers({"temperature": temperature, "alpha": alpha}, rank, guard_pictures, calls)
     if pairs is not None and not isinstance(goal, Preference):
-        raise ValueError(f"pairs= is for objective=dpo, got {type(goal).__name__}, which makes its own rows")
+        raise ValueError(f"pairs= is for objective=dpo, got {called('tuning', goal)}, which makes its own rows")
     if pairs is None and goal.collector is None:
         raise ValueError("objective=dpo learns from pairs that are given: pairs=FOLDER; without any, take online_dpo")
-    rule = guard if isinstance(guard, Rule) else Rule(**(guard or {}))
-    gathering = rounds if isinstance(rounds, Rounds) else Rounds(**(rounds or {}))
-    _check_gradient(goal, score)
+    rule = guard if isinstance(guard, Rule) else Rule(**_mapping("guard", guard))
+    gathering = rounds if isinstance(rounds, Rounds) else Rounds(**_mapping("rounds", rounds))
+    _check_gradient(goal, score, rewards.is_differentiable(score))
     if goal.collector is not None:
         goal.collector.rows(gathering.group)
     PartialState(cpu=place.type == "cpu")  # processes meet before the first file is written
     start = one_call(model if isinstance(model, Model) else load_model(model, place))
     source = Prompts(_prompts(start) if prompts is None else prompts, held_out_prompts, loop.seed)
+    if needs_gradient(goal) and rewards.is_differentiable(score) is None:
+        _check_gradient(goal, score, _probed(start, score, source.held_out[:1], place))
     tuned = prepared(start, goal, rank, alpha, loop.seed)
-    judge = judge_for(start, score, place) if held_out == "judge" else held_out and check_reward(held_out)
+    judge = judge_for(start, score, place, kept)
 
     def done(flow: nn.Module) -> Model:
         return finished(start, flow, goal)
@@ -125,8 +128,8 @@ def finetune(
     watch = Guard(done, start, source.held_out, score, judge, rule, folder, n=guard_pictures, calls=calls,
                   save=lambda best, step: save_best(best, step, folder))  # fmt: skip
     _check_spread(watch, score)
-    measured = _settled(folder, _measured(score, watch, normalise))
-    measured |= {} if temperature is None else {"temperature": temperature}
+    settled = _settled(folder, _measured(score, watch, normalise))
+    measured: dict[str, Any] = settled | ({} if temperature is None else {"temperature": temperature})
     watch.temperature = measured["temperature"]
     if measured["weights"] is not None:
         assert isinstance(score, rewards.WeightedSum)
@@ -137,6 +140,8 @@ def finetune(
     facts |= {"rounds": {k: v for k, v in vars(gathering).items() if k != "chunk"}}
     data = _rows(pairs, tuned, goal, source, score, gathering, watch.temperature, loop.seed)
     trainer = _trainer(tuned, goal, data, loop, folder, watch, facts, done, progress)
+    if trainer.main:  # the first file: what is refused leaves none
+        write_json(folder / "measured.json", settled)
     trainer.run()
     if trainer.main:
         _conclude(watch, folder, facts | {"assumed": rewards.assumed(score)})
@@ -150,20 +155,41 @@ def needs_gradient(goal: Tuning) -> bool:
     return direct or getattr(goal.collector, "gradient", False)
 
 
-def _check_gradient(goal: Tuning, score: rewards.Reward) -> None:
-    if needs_gradient(goal) and rewards.is_differentiable(score) is False:
+def _check_gradient(goal: Tuning, score: rewards.Reward, differentiable: bool | None) -> None:
+    """Raises ValueError for an objective that follows the gradient of a reward that has none."""
+    if needs_gradient(goal) and differentiable is False:
+        built = {name: build("tuning", name) for name in names("tuning")}
+        others = [name for name, one in built.items() if one.collector is not None and not needs_gradient(one)]
         raise ValueError(
-            f"objective={type(goal).__name__} needs a differentiable reward, {rewards.name_of(score)!r} is not; take "
-            "nft, grpo or weighted"
+            f"objective={called('tuning', goal)!r} follows the reward's gradient, and reward "
+            f"{rewards.name_of(score)!r} has none; take one that needs none: {', '.join(others)}"
         )
 
 
-def _check_numbers(temperature: float | None, guard_pictures: int, calls: int) -> None:
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0 (lower tunes harder), or None to measure it")
-    for name, value, least in (("guard_pictures", guard_pictures, 2), ("calls", calls, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+@torch.no_grad()
+def _probed(model: Model, score: rewards.Reward, prompts: list[str], place: torch.device) -> bool:
+    """Whether a reward that says nothing of it has a gradient, on a picture of noise."""
+    noise = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0)).to(place)
+    return rewards.probe_differentiable(score, model.decode(noise).float(), prompts)
+
+
+def _mapping(name: str, given: object) -> dict[str, Any]:
+    """Settings by name; raises ValueError where they are none."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{name}={given!r} must be a dict of settings, by their names")
+    return dict(given or {})
+
+
+def _check_numbers(above: dict[str, float | None], rank: int, guard_pictures: int, calls: int) -> None:
+    for name, value in above.items():
+        if value is not None and not (is_number(value) and value > 0):
+            raise ValueError(f"{name}={value!r} must be above 0, or None to take what suits")
+    least = {"guard_pictures": 2, "calls": 1}  # that of rank is told where adapters are made
+    for name, value in {"rank": rank, "guard_pictures": guard_pictures, "calls": calls}.items():
+        if not is_whole(value) or value > MOST:
+            raise ValueError(f"{name} must be a whole number of at most {MOST}, got {value!r}")
+        if value < least.get(name, value):
+            raise ValueError(f"{name} must be at least {least[name]}, got {value}")
 
 
 def _objective(objective: str | Tuning) -> Tuning:
@@ -177,6 +203,10 @@ def _objective(objective: str | Tuning) -> Tuning:
     if not hasattr(objective, "collector"):
         raise ValueError(f"objective={objective!r} has no collector: it trains from data; take steer.train, or one of "
                          f"{', '.join(names('tuning'))}")  # fmt: skip
+    collector = getattr(objective, "collector", None)
+    if collector is not None and not hasattr(collector, "rows"):
+        raise ValueError(f"objective.collector={collector!r} must be one of steer.collecting; leave it out to take "
+                         "the objective's own")  # fmt: skip
     return objective  # type: ignore[return-value]
 
 
@@ -234,7 +264,6 @@ def _settled(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     if state.is_main_process:
         if path.exists() and checkpoints.found(folder):
             told = [json.loads(path.read_text(encoding="utf8"))]
-        write_json(path, told[0])
     return broadcast_object_list(told)[0] if state.num_processes > 1 else told[0]
 
 

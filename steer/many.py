@@ -5,11 +5,13 @@ many processes there are. A prompt's report.json is written last: where it stand
 again after a kill is the batch that it fell into, in the same company, and so the same bit for bit.
 """
 
+import dataclasses
 import inspect
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,20 @@ from steer.api import drawn_seed, ready, sample
 from steer.arguments import (
     check_device,
     check_flags,
+    check_held_out,
     check_method,
     check_numbers,
     check_prompts,
     check_reward,
     check_want,
 )
+from steer.many_page import index_page
 from steer.models import Model
 from steer.progress import bar
 from steer.prompts import read
 from steer.report import make_report
 from steer.sameness import described, difference
-from steer.samples import Samples, check_folder, slug, write_png, write_report
+from steer.samples import Samples, check_folder, slug, write_bytes, write_png, write_report
 from steer.spreading import shares_here
 from steer.stopping import Signals, Stopped
 
@@ -55,10 +59,11 @@ def sample_many(
 ) -> list[dict[str, Any]]:
     """`steer.sample` for each of many prompts; under `accelerate launch` each process takes its share of the batches.
 
-    The folder `out` then holds, for the prompt at each position (from 0), 00012-its-words/ with best.png, steered-*.png
-    and report.json, that of this prompt alone; run.json, the prompts and settings; and results.jsonl, a line a prompt,
-    which the last process to finish writes. The same call goes on where an earlier one was ended, with any number of
-    processes, and finds what is done done; the pictures are those of a run that nobody ended.
+    The folder `out` then holds, for the prompt at each position (from 0), 00012-its-words/ with best.png,
+    steered-*.png, report.html and report.json, those of this prompt alone; run.json, the prompts and settings; and,
+    written by the last process to finish, index.html, which shows all prompts, and results.jsonl, a line a prompt. The
+    same call goes on where an earlier one was ended, with any number of processes, and finds what is done done; the
+    pictures are those of a run that nobody ended.
 
     Args:
         prompts: a text file with one a line (UTF-8; empty lines and those that begin with # are left out), or a list. A
@@ -73,7 +78,7 @@ def sample_many(
         device: None takes the process's own.
         compile: put the flow through torch.compile, once.
         progress: a progress bar of the first process's share.
-        given: n, steps, temperature, budget, want, chunk, checkpoint, as `steer.sample` takes them.
+        given: n, steps, temperature, budget, want, chunk, checkpoint, held_out, as `steer.sample` takes them.
 
     Returns:
         The lines of results.jsonl as dicts: those of all prompts from the process that finishes last, in the others of
@@ -88,17 +93,21 @@ def sample_many(
     texts, folder = _texts(prompts), check_folder(out)
     _check(given, batch, method, seed)
     check_flags(progress=progress, compile=compile, checkpoint=given.get("checkpoint", False))
-    score = check_reward(reward)
+    score, given["held_out"] = check_reward(reward), check_held_out(given.get("held_out", "judge"))
     shares, device = shares_here(device)
     run = _facts(texts, model, score, method, given)
-    folders = _folders(folder, texts)
+    folders, new = _folders(folder, texts), not folder.exists()
     seed, todo = shares.agree(lambda: _begin(run, seed, folder, folders, batch))
     mine = todo[shares.rank :: shares.world]
     told = {"reward": score, "method": method, "seed": seed, "device": device, "progress": False, **given}
-    if mine:
-        told["model"] = ready(model, check_device(device), compile)
     shown = progress and shares.rank == 0
-    with Signals() as signals, bar(shown, "prompts", sum(map(len, mine)), "prompts") as tick:
+    with (
+        _leaving_nothing(folder, new, shares.world),
+        Signals() as signals,
+        bar(shown, "prompts", sum(map(len, mine)), "prompts") as tick,
+    ):
+        if mine:
+            told["model"] = ready(model, check_device(device), compile)
         for rows in mine:
             if signals.asked:
                 done = sum(_done(place) for place in folders)
@@ -107,6 +116,19 @@ def sample_many(
             _draw([texts[i] for i in rows], [folders[i] for i in rows], told)
             tick(len(rows))
     return _index(folder, folders, shares.rank)
+
+
+@contextmanager
+def _leaving_nothing(folder: Path, new: bool, world: int) -> Iterator[None]:
+    """No trace of a run that fails before any prompt is done; of several processes another may still do one."""
+    try:
+        yield
+    except Exception:
+        if world == 1 and not any(folder.glob("*/report.json")):
+            (folder / "run.json").unlink(missing_ok=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def _texts(prompts: object) -> list[str]:
@@ -145,6 +167,7 @@ def _facts(texts: list[str], model: str | Model, score: rewards.Reward, method: 
         "model": model.name if isinstance(model, Model) else str(model),
         "reward": {"name": rewards.name_of(score), "settings": described(score)},
         "method": described(method),
+        "held_out": given["held_out"] and rewards.name_of(given["held_out"]),
         **{key: given.get(key, known[key].default) for key in RECORDED},
     }
     return checkpoints.plain({"settings": facts, "prompts": texts})
@@ -221,10 +244,14 @@ def _draw(texts: list[str], folders: list[Path], told: dict[str, Any]) -> None:
 
 
 def _write(one: Samples, report: dict[str, Any], folder: Path) -> None:
+    from steer.report_page import report_page
+
     folder.mkdir(parents=True, exist_ok=True)
     write_png(one.best[0], folder / "best.png")
     for j, picture in enumerate(one.images[0]):
         write_png(picture, folder / f"steered-{j:03d}.png")
+    told = dataclasses.replace(one, report=report)
+    write_bytes(report_page(told, [told.sheet()]), folder / "report.html")
     write_report(report, folder)
 
 
@@ -236,9 +263,11 @@ def _index(folder: Path, folders: list[Path], rank: int) -> list[dict[str, Any]]
     """A line of each prompt that is done, written down where all are; each process has a temporary name of its own."""
     rows = [_line(i, place) for i, place in enumerate(folders) if _done(place)]
     if len(rows) == len(folders):
-        part = folder / f".results.jsonl.{rank}.part"
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf8", "backslashreplace")
-        os.replace(part, folder / "results.jsonl")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf8", "backslashreplace")
+        for name, content in {"index.html": index_page(rows), "results.jsonl": lines}.items():
+            part = folder / f".{name}.{rank}.part"
+            part.write_bytes(content)
+            os.replace(part, folder / name)
     return rows
 
 
@@ -252,6 +281,7 @@ def _line(position: int, folder: Path) -> dict[str, Any]:
         "best": scores["best"],
         "mean": scores["steered"],
         "unsteered": scores["unsteered"],
+        "held_out": report["held_out"] and report["held_out"]["best"],
         "log_z": report["log_z"][0],
         "calls": report["cost"]["steered"]["calls"],
         "warnings": len(report["warnings"]),

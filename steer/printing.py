@@ -24,11 +24,11 @@ def print_summary(report: Mapping[str, Any], folder: Path) -> None:
     print(f"wrote {folder}")
 
 
-def print_table(title: str, rows: list[dict[str, Any]], long: Literal["whole", "fold", "cut"] = "whole") -> None:
+def print_table(title: str, rows: list[dict[str, Any]], long: Literal["whole", "fold"] = "whole") -> None:
     """A table on stdout, a column a key; numbers to the right.
 
-    long: what is done in a terminal to texts that do not fit: nothing, breaking them into lines of their column, or
-    cutting them. Elsewhere a row is one whole line.
+    long: what is done in a terminal to texts that do not fit: nothing, or breaking them into lines of their column.
+    Elsewhere a row is one whole line.
     """
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +42,7 @@ def print_table(title: str, rows: list[dict[str, Any]], long: Literal["whole", "
     table = Table(title=title, title_justify="left")
     for c in columns:
         side = "right" if c in numeric else "left"
-        table.add_column(c, justify=side, width=wide[c], no_wrap=long != "fold", overflow="ellipsis")
+        table.add_column(c, justify=side, width=wide[c], no_wrap=long != "fold", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(row.get(c))) for c in columns))
     console.width = max(console.width, sum(wide.values()) + 3 * len(columns) + 1)  # squeezed it could not be read

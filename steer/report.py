@@ -66,10 +66,17 @@ class Facts(NamedTuple):
         return self._replace(chosen=chosen, judged=judged, plain=plain, steered=steered)
 
 
-def judge_for(model: Model, score: rewards.Reward, device: torch.device) -> rewards.Reward | None:
-    """The held-out reward, loaded; None for a model without one, and where it is part of what is optimised."""
+def judge_for(
+    model: Model, score: rewards.Reward, device: torch.device, given: rewards.Reward | str | None = "judge"
+) -> rewards.Reward | None:
+    """The held-out reward, loaded: what is given, or for "judge" the model's own.
+
+    None for a model without one, and where that is part of what is optimised.
+    """
     from steer.models.drawing import Words
 
+    if not isinstance(given, str):
+        return given
     name = JUDGES.get("emoji" if isinstance(model.encode, Words) else model.name)
     if name is None or name in rewards.name_of(score):  # the name of a weighted sum holds those of its parts
         return None
@@ -134,6 +141,11 @@ def make_report(samples: Samples, facts: Facts) -> dict[str, Any]:
     if facts.processes:
         report["cost"]["processes"] = facts.processes
     return report | {"warnings": [*chosen.notes, *_warnings(report, chosen)]}
+
+
+def _samples_law(report: dict[str, Any]) -> bool:
+    """Whether the method claims samples of the target: these estimate log Z, and searches for high rewards do not."""
+    return any(z is not None for z in report["log_z"])
 
 
 def _rows(x: Tensor) -> list[list[float | None]]:
@@ -213,12 +225,13 @@ def _cost(spent: Spent) -> dict[str, Any]:
 def _warnings(report: dict[str, Any], chosen: Chosen) -> list[str]:
     """What the user should know of, each with the setting to change."""
     reward, held = report["reward"], report["held_out"]
-    out = []
+    out = _flat(report, chosen)
     if held and _change(reward) > 0 and _change(held) < -2 * (held["error"] or 0):
+        warmer = _samples_law(report) and hasattr(chosen.method, "temperature")
         out.append(
             f"{reward['name']} rose from {reward['unsteered']:.3g} to {reward['weighted']:.3g} while {held['name']}, "
             f"which was not optimised, fell from {held['unsteered']:.3g} to {held['weighted']:.3g}: the reward may be "
-            "cheated, or asks for something other than the prompt; raise the temperature"
+            f"cheated, or asks for something other than the prompt; {'raise the temperature' if warmer else 'look'}"
         )
     if _change(reward) < -2 * (reward["error"] or 0):
         out.append(
@@ -228,11 +241,24 @@ def _warnings(report: dict[str, Any], chosen: Chosen) -> list[str]:
     return out + _collapse(report, chosen) + _overpowered(report["push"], chosen.method)
 
 
+def _flat(report: dict[str, Any], chosen: Chosen) -> list[str]:
+    """Plain pictures that the reward does not tell apart."""
+    of = [prompt for prompt, same in zip(report["prompts"], chosen.flat, strict=False) if same]
+    if not of:
+        return []
+    law = _samples_law(report)
+    cure = ", and no temperature to measure. temperature=1 is used there; check the reward, or give a temperature"
+    return [
+        f"reward {report['reward']['name']!r} gives all plain pictures of a prompt the same score ({of[0]!r}): there "
+        f"is nothing to choose by{cure if law else '; check the reward'}"
+    ]
+
+
 def _collapse(report: dict[str, Any], chosen: Chosen) -> list[str]:
     """What is wrong with the particles of the worst prompt, where a sample of the law was asked for."""
     n, survivors = report["particles"], report["survivors"]
     left, size = survivors["least_distinct"] * n, survivors["least_effective"] * n
-    if n < 4 or chosen.want == "best":
+    if n < 4 or chosen.want == "best" or not _samples_law(report):
         return []
     cures = [name for name in ("temperature", "steps") if hasattr(chosen.method, name)]
     out = []

@@ -30,7 +30,8 @@ def report_page(samples: "Samples", sheets: Sequence[bytes]) -> bytes:
     parts += [pages.heading("Scores"), pages.table(_scores(report)), *_survivors(report)]
     parts += [pages.heading("Effective sample size"), _ess(samples)]
     parts += [pages.heading("Cost a prompt"), pages.table(_costs(report["cost"]))]
-    parts += [pages.paragraph(f"{report['cost']['seconds']:.1f} seconds in all, on {report['device']}.")]
+    if "seconds" in report["cost"]:  # a prompt of many has none of its own
+        parts += [pages.paragraph(f"{report['cost']['seconds']:.1f} seconds in all, on {report['device']}.")]
     parts += [pages.heading("Settings"), pages.table(_settings(report))]
     if "command" in report:
         parts += [pages.heading("The same again"), pages.code(report["command"])]

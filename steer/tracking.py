@@ -1,4 +1,4 @@
-"""What a training says while it runs: a bar with the time left, lines of log.jsonl, and a tracker."""
+"""What a training says while it runs: a bar with the time left, a line now and then, log.jsonl, and a tracker."""
 
 import json
 import secrets
@@ -60,7 +60,8 @@ class Log:
 
         self.trainer, self.path = trainer, trainer.folder / "log.jsonl"
         self.console = Console(stderr=True)
-        self.since, self.steps = time.perf_counter(), 0
+        self.start = self.since = time.perf_counter()
+        self.steps = 0
         self.judged_at = {row["step"] for row in self._forget_beyond(trainer.step) if "loss" not in row}
 
     def __enter__(self) -> "Log":
@@ -81,6 +82,8 @@ class Log:
         self.bar = Progress(*columns, console=self.console, disable=not shown)
         self.task = self.bar.add_task("train", total=settings.steps, completed=trainer.step, told="")
         self.bar.start()
+        if trainer.step:
+            self.say(f"goes on from step {trainer.step}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -94,23 +97,38 @@ class Log:
         self.bar.update(self.task, completed=step, told=f"loss {loss:.4g}")
 
     def means(self, step: int, figures: dict[str, float]) -> None:
-        """A line of the means since the last one."""
+        """A line of the means since the last one; it is said where no judge says more."""
         now = time.perf_counter()
-        self.write(step, **figures, steps_per_second=self.steps / (now - self.since))
+        figures = {**figures, "steps_per_second": self.steps / (now - self.since)}
+        self.write(step, **figures)
+        if not hasattr(self.trainer.judge, "line"):
+            self._told(step, f"loss {figures['loss']:.4g}, {figures['steps_per_second']:.3g} steps a second")
         self.since, self.steps = now, 0
 
     def judged(self, step: int, figures: dict[str, float]) -> None:
         """After the averaged weights were judged."""
         self.judged_at.add(step)
         self.write(step, **figures)
+        line = getattr(self.trainer.judge, "line", None)
+        self._told(step, line(figures) if line else ", ".join(f"{key} {v:.4g}" for key, v in figures.items()))
+
+    def _told(self, step: int, what: str) -> None:
+        self.say(f"step {step}: {what}, {time.perf_counter() - self.start:.0f} s")
+
+    def say(self, text: str) -> None:
+        """A line on stdout, or in a terminal above the bar."""
+        if not self.trainer.progress:
+            return
+        if self.console.is_terminal:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
 
     def write(self, step: int, **figures: float) -> None:
         """A line of log.jsonl, and the tracker's."""
         line = json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in figures.items()}})
         with self.path.open("a", encoding="utf8") as file:
             file.write(line + "\n")
-        if not self.console.is_terminal and self.trainer.progress:
-            print(line, flush=True)
         if self.trainer.settings.tracker:
             self.trainer.accelerator.log(figures, step=step)
 

@@ -13,6 +13,7 @@ import rewards
 import steer
 from steer import arguments
 from steer.methods import SMC, BestOfN, Guidance
+from steer.report import make_report
 
 QUIET = {"progress": False}
 DIRECTION = torch.tensor([1.0, -1.0, 0.0])
@@ -177,9 +178,58 @@ def test_a_reward_may_reject() -> None:
 
 def test_a_reward_that_cannot_choose_is_told_of() -> None:
     given = {"reward": lambda images: torch.ones(len(images)), "model": colour_model(), "n": 8, "seed": 0}
-    with pytest.warns(UserWarning, match="the same score"):
+    with pytest.warns(
+        UserWarning, match="the same score .'a'.: .* temperature=1 is used there; check the reward"
+    ) as seen:
         out = steer.sample("a", method="best_of_n", **given, **QUIET)
     assert torch.allclose(out.log_w.exp(), torch.full((1, 8), 1 / 8))
+    assert out.report["warnings"] == [str(one.message) for one in seen] and len(seen) == 1
+    with pytest.warns(UserWarning, match="nothing to choose by; check the reward$"):
+        steer.sample("a", method="beam", **given, **QUIET)  # which has no law to sample
+
+
+def test_warnings_of_a_prompt_are_its_own() -> None:
+    def flat_for_b(images: Tensor, prompts: list[str]) -> Tensor:
+        return redness(images) * torch.tensor([float(q != "b") for q in prompts])
+
+    given = {"reward": flat_for_b, "model": colour_model(), "n": 8, "seed": 0, "method": "best_of_n"}
+    with pytest.warns(UserWarning, match="'b'"):
+        out = steer.sample(["a", "b"], **given, **QUIET)
+    told = [make_report(out.part(i, i + 1), out.facts.part(slice(i, i + 1)))["warnings"] for i in (0, 1)]
+    assert [any("same score" in text for text in texts) for texts in told] == [False, True]
+
+
+def test_what_is_said_of_a_reward_is_in_the_report() -> None:
+    """Each time, although a warning of the same words is heard once."""
+    given = {"model": colour_model(), "n": 4, "seed": 0, "method": "best_of_n"}
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="unlike scales"):
+            out = steer.sample("a", reward={"redness": 1.0, "clip": 1.0}, **given, **QUIET)
+        assert sum("unlike scales" in text for text in out.report["warnings"]) == 1
+
+
+def test_searches_are_not_told_that_their_samples_descend_from_few() -> None:
+    """Beam, tree and gradient searches return the highest rewards, and say so: they estimate no log Z."""
+    given = {"reward": redness, "model": colour_model(), "n": 16, "temperature": 0.01, "seed": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = steer.sample("a", method="beam", **given, **QUIET)
+    assert out.report["survivors"]["least_distinct"] <= 2 / 16 and out.report["warnings"] == []
+
+
+def test_a_reward_may_be_held_out() -> None:
+    """For a model without a judge of its own; None takes none where there is one."""
+    given = {"reward": redness, "model": colour_model(), "n": 4, "seed": 0, "method": "best_of_n"}
+    assert steer.sample("a", **given, **QUIET).report["held_out"] is None
+    for held in ("brightness", rewards.Brightness(), lambda images: images.mean((1, 2, 3))):
+        out = steer.sample("a", held_out=held, **given, **QUIET)
+        assert out.report["held_out"]["name"] == rewards.name_of(held)
+        truth = rewards.to_reward(held)(out.images[0], ["a"] * 4).mean().item()
+        assert out.report["held_out"]["steered"] == pytest.approx(truth, rel=1e-5)
+    with pytest.raises(ValueError, match="held_out='brightnes' is unknown; known: judge, .*did you mean 'brightness'"):
+        steer.sample("a", held_out="brightnes", **given, **QUIET)
+    emoji = {"reward": "redness", "n": 1, "steps": 1, "seed": 0, "method": "best_of_n"}
+    assert steer.sample("a fox", held_out=None, **emoji, **QUIET).report["held_out"] is None
 
 
 @pytest.mark.parametrize("method", ["smc", "guidance"])

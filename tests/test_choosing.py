@@ -82,7 +82,7 @@ def test_measured_temperatures_are_kept_and_their_mean_is_the_method_s() -> None
 
 
 def test_what_does_not_suit_is_an_error_with_the_cure() -> None:
-    with pytest.raises(ValueError, match="method='Guidance' follows the reward's gradient.*use method='smc'"):
+    with pytest.raises(ValueError, match="method='guidance' follows the reward's gradient.*use method='smc'"):
         choose(Guidance(), asked(differentiable=False))
     with pytest.raises(ValueError, match="steps=4: method 'Bare' has no steps; leave it out"):
         choose(Bare(), asked(steps=4))

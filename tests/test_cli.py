@@ -72,7 +72,7 @@ def test_settings_reach_the_method() -> None:
     report = json.loads(Path("o/report.json").read_text())
     method = report["method"]
     assert report["prompts"] == ["a fox", "a cat"]
-    assert (method["name"], method["steps"], method["ess_threshold"], method["temperature"]) == ("SMC", 2, 0.25, 3)
+    assert (method["name"], method["steps"], method["ess_threshold"], method["temperature"]) == ("smc", 2, 0.25, 3)
 
 
 def test_all_that_sample_takes_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +130,7 @@ def test_rewards_with_weights() -> None:
             ["smaple"],
             "command='smaple' is unknown; known: sample, .*serve-reward, .*bench, list, .*did you mean 'sample'",
         ),
+        (["sample", "height=32"], "setting='height' is unknown; .*did you mean 'pipeline.height'"),
         (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
         (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
         (["sample", "prompt="], "prompt='' holds an empty text"),
@@ -313,7 +314,7 @@ def test_finetune_as_a_user_runs_it(
         (["guard.patience=-1"], "guard.patience must be at least 0, got -1"),
         (
             ["objective=draft", "reward=jpeg-size"],
-            "objective=DirectGradient needs a differentiable reward, .jpeg-size. is not; take nft",
+            "objective='draft' follows .* reward 'jpeg-size' has none; take one that needs none: best_of_n, .*nft",
         ),
     ],
 )

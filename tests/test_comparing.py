@@ -14,8 +14,11 @@ from colours import colour_model, redness
 from PIL import Image
 
 import steer
+from steer.compare_page import compare_page, legend, printed
 from steer.comparing import Comparison, _marked
 from steer.methods import SMC
+from steer.printing import print_table
+from steer.settings import names
 
 PROMPTS = ["a", "a <b> & c"]
 METHODS = ["best_of_n", "smc", "tds", "diamond"]
@@ -77,7 +80,7 @@ def test_the_best_of_each_budget_is_marked() -> None:
 
 def test_method_objects_and_a_single_budget() -> None:
     (row,) = compared(methods=[SMC(chain="sde")], budgets=None, budget=32).rows
-    assert (row["method"], row["budget"]) == ("SMC", 32)
+    assert (row["method"], row["budget"]) == ("smc_sde", 32)  # as a command line calls it
 
 
 def test_the_page_the_table_and_the_numbers(tmp_path: Path) -> None:
@@ -110,3 +113,37 @@ def test_the_pictures_are_those_of_highest_reward() -> None:
         image = Image.open(io.BytesIO(strip))
         assert image.size == (4 * 8, 8)
         assert image.getpixel((0, 0)) == tuple((best[:, 0, 0] * 255).round().int().tolist())
+
+
+@pytest.mark.parametrize("budgets", [[64], [1000, 4000]])
+def test_the_printed_table_fits_100_columns_and_says_what_it_means(
+    budgets: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the longest names and figures that there are; the other half of the figures stands on the page."""
+    figures = {f"{who}, {which}": -1234.5678 for who in ("optimised", "judge") for which in ("best", "plain")}
+    figures |= {"wins": 1.0, "diversity": 0.1234, "distinct": 1.0, "seconds": 1234.567, "warnings": "", "n": 16}
+    longest = max(names("method"), key=len)
+    rows = [{"budget": b, "method": longest, "calls": float(b), **figures, "best by": "reward, judge"} for b in budgets]
+    rows += [{"budget": budgets[0], "method": "tds", "best by": "", "note": "left out: " + "x" * 90}]
+    found = Comparison(rows, [], [[]] * len(rows), [f"prompt {i}" for i in range(12)], "clip", "clip-judge")
+    print_table("t", printed(found))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+    assert printed(found)[0]["judge"] == "-1235 \u2192 -1235 *" and printed(found)[0]["wins"] == "12 of 12"
+    said = legend(found)
+    assert all(
+        any(word in line for line in said)
+        for word in ("reward:", "judge:", "calls:", "wins:", "seconds:", "* the best")
+    )
+    assert max(map(len, said[:-1])) <= 100
+    assert said[-1] == f"tds, {budgets[0]} calls: left out: {'x' * 90}" and len(printed(found)) == len(budgets)
+
+
+def test_one_budget_is_drawn_as_dots_and_several_as_lines() -> None:
+    page = [compare_page(compared(budgets=b, methods=["best_of_n", "smc"])).decode() for b in ([16], [16, 64])]
+    assert page[0].count("<circle") == 2 and "<polyline" not in page[0] and "plain " in page[0]
+    assert page[1].count("<polyline") == 2 and all("distinct: share of particles" in text for text in page)
+
+
+def test_the_judge_may_be_named() -> None:
+    rows = compared(budgets=[16], methods=["best_of_n"], held_out="brightness")
+    assert rows.judge == "brightness" and rows.rows[0]["judge, best"] is not None

@@ -13,7 +13,7 @@ from colours import colour_model
 from torch import Tensor, nn
 
 import steer
-from rewards import WeightedSum, to_reward
+from rewards import Function, WeightedSum, to_reward
 from rewards.towers import WordPieces
 from steer.finetuning import _prompts
 from steer.flow_map import Cond, jump
@@ -246,11 +246,39 @@ def test_tuned_noise(tmp_path: Path) -> None:
         tune(tmp_path / "twice", model=back)
 
 
-@pytest.mark.parametrize(("objective", "name"), [("draft", "draft"), ("refl", "refl"), ("noise", "objective=noise")])
-def test_a_reward_without_a_gradient(objective: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} needs a differentiable reward; take .*nft or grpo"):
-        tune(tmp_path, objective=objective, reward=lambda images: red(images).detach(), held_out=None)
-    assert not (tmp_path / "checkpoints").exists()
+@pytest.mark.parametrize("objective", ["draft", "refl", "noise", "adjoint", "tilt_gradient"])
+@pytest.mark.parametrize("said", [False, None])
+def test_a_reward_without_a_gradient(objective: str, said: bool | None, tmp_path: Path) -> None:
+    """Whether the reward says so or a picture of noise shows it: both are named, and what takes such a reward."""
+    black_box = Function(lambda images: red(images).detach(), "black_box", said)
+    others = "best_of_n, grpo, grpo_restart, mean_flow_nft, nft, online_dpo, search, tilt, weighted"
+    message = f"objective='{objective}' follows .* reward 'black_box' has none; take one that needs none: {others}$"
+    with pytest.raises(ValueError, match=message):
+        tune(tmp_path / "out", objective=objective, reward=black_box, held_out=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_refused_at_the_last_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch must be a multiple of 1 processes times accumulate=3, got 16; take 18"):
+        tune(tmp_path / "out", accumulate=3, held_out=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_said_while_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line a measurement, with its figures in the log, and where a run goes on from."""
+    tune(tmp_path, progress=True, held_out="brightness")
+    printed = capfd.readouterr().out.splitlines()
+    log = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    rows = [row for row in log if "guard/reward" in row]
+    assert [line.split(":")[0] for line in printed] == ["step 6", "step 12"]
+    for line, row in zip(printed, rows, strict=True):
+        figures = {key.removeprefix("guard/"): value for key, value in row.items()}
+        said = "reward {reward:.4g} \u00b1 {reward_error:.2g}, held-out {held_out:.4g} \u00b1 {held_out_error:.2g}, "
+        said += "diversity {diversity:.3g}, KL {kl:.3g} nats, "
+        assert said.format(**figures) in line and line.endswith(" s")
+    assert " \u00b1 " in report(tmp_path)["words"].split(" (from")[0]
+    tune(tmp_path, progress=True, held_out="brightness")
+    assert capfd.readouterr().out.splitlines() == ["goes on from step 12"]
 
 
 def test_a_reward_that_says_nothing(tmp_path: Path) -> None:
@@ -342,7 +370,7 @@ def test_a_model_of_ones_own(rank: int, tmp_path: Path) -> None:
         ({"rank": -1}, "rank must be at least 1, got -1"),
         ({"rank": 0, "objective": "noise"}, "rank=0: a noise network is made of adapters"),
         ({"reward": "clop"}, "reward='clop' is unknown.*did you mean 'clip'"),
-        ({"held_out": "clop"}, "reward='clop' is unknown.*did you mean 'clip'"),
+        ({"held_out": "clop"}, "held_out='clop' is unknown.*did you mean 'clip'"),
         ({"model": "emojis"}, "model='emojis' is no embedded model"),
         ({"model": colour_model()}, "has a flow of type CountingFlow; tuning needs a torch module"),
     ],

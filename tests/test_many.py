@@ -1,7 +1,9 @@
 """Many prompts, each into its folder: over processes, after kills and after faults the same as in one quiet run."""
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +41,8 @@ def files(folder: Path) -> dict[str, Any]:
             content = json.loads(content)
             for part in ("unsteered", "steered"):
                 assert min(content["cost"][part].pop("seconds").values()) >= 0
+        elif path.name == "report.html":
+            content = re.sub(r"(<td>(?:un)?steered</td>.*)<td.*?</td></tr>", r"\1", content.decode())
         found[str(path.relative_to(folder))] = content
     return found
 
@@ -218,6 +222,36 @@ def test_a_reward_that_fails_on_one_prompt(tmp_path: Path) -> None:
     mended = True
     rows = draw(tmp_path, batch=1, reward=score)
     assert [row["best"] for row in rows] == [row["best"] for row in draw(tmp_path / "again", batch=1, reward=score)]
+
+
+def test_the_index_shows_each_prompt_and_leads_to_its_page(tmp_path: Path) -> None:
+    texts = ["a fox", "<b>a cup</b> & more", "a tree"]
+    rows = draw(tmp_path, texts, held_out="brightness")
+    page = (tmp_path / "index.html").read_text(encoding="utf8")
+    assert "&lt;b&gt;a cup&lt;/b&gt; &amp; more" in page and not re.search("<b>|https?:|<script", page)
+    assert re.findall(r'<a href="(.*?)/report.html">', page) == [row["folder"] for row in rows]
+    assert re.findall(r'<img .*? src="(.*?)/best.png">', page) == [row["folder"] for row in rows]
+    for row in rows:
+        assert (tmp_path / row["folder"] / "best.png").exists()
+        assert html.escape(row["prompt"]) in (tmp_path / row["folder"] / "report.html").read_text(encoding="utf8")
+        numbers = [row[key] for key in ("best", "mean", "unsteered", "held_out")]
+        assert all(f'<td class="number">{number:.4g}</td>' in page for number in numbers)
+    (tmp_path / "index.html").unlink()
+    draw(tmp_path, texts, held_out="brightness")
+    assert (tmp_path / "index.html").read_text(encoding="utf8") == page  # a run that goes on writes it again
+    with pytest.raises(ValueError, match="held_out=judge was brightness, which the run in"):
+        draw(tmp_path, texts)
+
+
+def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
+    """Also where only the method finds the fault, or the model is none; a folder that was there stays."""
+    (tmp_path / "mine").mkdir()
+    for out in ("new", "mine"):
+        with pytest.raises(ValueError, match="budget"):
+            draw(tmp_path / out, steps=None, budget=1)
+        with pytest.raises(ValueError, match="model='none'"):
+            draw(tmp_path / out, model="none")
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"] and not list((tmp_path / "mine").iterdir())
 
 
 def test_warnings_are_in_the_reports_and_counted(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_saving_again_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
     told = ["report.html", "report.json", "sheet.png"]
     assert files(tmp_path) == sorted(["best-00-a.png", "mine.png", *told, *stems])
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    assert not (tmp_path / "01-b").exists()  # nor its folder
 
 
 @pytest.mark.parametrize("moment", [1, 4, 9])

@@ -181,7 +181,7 @@ def test_the_command_serves_a_reward_of_a_file_until_it_is_told_to_end(
             served = client(found[1])
             answer = served.predict(*given(reward="mine.py:score", n=3), api_name="/run")
             assert "reward=mine.py:score" in told(answer, "command")
-            assert "reward=import_object('mine.py:score')" in told(answer, "python")
+            assert "reward='mine.py:score'" in told(answer, "python")
             with pytest.raises(Exception, match="reward='other.py:f' is unknown|not in the list of choices"):
                 served.predict(*given(reward="other.py:f"), api_name="/run")
             props = [part["props"] for part in json.loads(ask(found[1], "/config")[1])["components"]]

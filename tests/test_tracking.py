@@ -3,6 +3,7 @@
 # ruff: noqa: ANN401 (settings of any kind)
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def test_means_of_figures_that_some_steps_lack() -> None:
     for told in (means, half):
         told.add({"loss": 4.0})
         assert told.take() == {"loss": 2.0, "rare": 4.0} and told.take() == {}
+
+
+def test_a_readable_line_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The losses, and what a judge finds; and at the start of a run that goes on, from where."""
+    judged: dict[str, Any] = {"judge": lambda flow, folder, step: {"score": step / 2}, "sample_every": 6}
+    losses(trainer(tmp_path, log_every=4, progress=True, **judged), 7)
+    first = capfd.readouterr().out
+    losses(trainer(tmp_path, log_every=4, progress=True, **judged))
+    said = (first + capfd.readouterr().out).splitlines()
+    assert [re.sub(r"loss \S+, \S+ steps a second|\d+ s$", "-", line) for line in said] == [
+        "step 4: -, -", "step 6: score 3, -", "goes on from step 4", "step 6: score 3, -", "step 8: -, -",
+        "step 12: -, -", "step 12: score 6, -",
+    ]  # fmt: skip
+    assert f"step 12: loss {lines(tmp_path)[-2]['loss']:.4g}, " in said[-2]
 
 
 def test_without_progress_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

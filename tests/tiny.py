@@ -59,10 +59,10 @@ def objective(name: str = "lsd") -> Objective:
 
 def trainer(folder: Path, *, flow: nn.Module | None = None, data: Any = None, goal: Any = None, **more: Any) -> Trainer:
     """A trainer of the small network: `more` are its settings, and what else a trainer takes."""
-    parts = {key: more.pop(key) for key in ("student", "save", "judge", "facts") if key in more}
+    parts = {key: more.pop(key) for key in ("student", "save", "judge", "facts", "progress") if key in more}
     settings = Settings(**{"steps": 12, "batch": 16, "save_every": 4, "lr": 0.01, "tracker": None} | more)
     flow, data, goal = flow or Network(), Rows() if data is None else data, goal or objective()
-    return Trainer(flow, goal, data, settings, folder, progress=False, **parts)
+    return Trainer(flow, goal, data, settings, folder, **{"progress": False} | parts)
 
 
 class Killed(Exception):

@@ -6,7 +6,7 @@
     steer compare model=runs/tuned reward=redness n=8 seed=1
 
 Methods that need a gradient, where the reward has none, and those whose steps the budget does not pay for are left out;
-the table says so. Best by reward and by judge: of the pictures of highest reward.
+the lines below the table say so, and what its columns mean; compare.html and compare.csv have more of them.
 """
 
 import dataclasses
@@ -28,9 +28,12 @@ def run(overrides: list[str]) -> None:
     folder, reward = check_folder(config.out), reward_of(config, free)
 
     from steer import compare
-    from steer.compare_page import shown
+    from steer.compare_page import legend, printed
 
     found = compare(reward=reward, model=model_of(config, free, given.pop("pipeline")), **given)
     dataclasses.replace(found, command=command_again("compare", overrides, config.seed)).save(folder)
-    print_table(", ".join(found.prompts), [shown(row) for row in found.rows], long="fold")
+    budgets = " or ".join(dict.fromkeys(str(row["budget"]) for row in found.rows))
+    if rows := printed(found):
+        print_table(f"{', '.join(found.prompts)}: at most {budgets} calls a prompt", rows)
+    print("\n".join(legend(found)))
     print(f"wrote {folder}: compare.html, compare.json, compare.csv")

@@ -14,13 +14,14 @@ MARKS = {True: "ok", None: "note", False: "FAULT"}
 
 def run(overrides: list[str]) -> int:
     """A table; 1 where something that steer itself needs does not work."""
-    from steer.checkup import checkup
+    from steer.checkup import checkup, grouped
 
     if rest := [word for word in overrides if word != "--json"]:
         raise ValueError(f"steer doctor takes no settings, got {rest[0]!r}; leave it out")
-    found = checkup()
-    rows = [{"about": one.about, "": MARKS[one.good], "found": one.found} for one in found]
-    if "--json" in overrides:
+    found, whole = checkup(), "--json" in overrides
+    shown = found if whole else grouped(found)
+    rows = [{"about": one.about, "": MARKS[one.good], "found": one.found} for one in shown]
+    if whole:
         print(as_json(rows).decode("utf8"), end="")
     else:
         print_table("steer doctor", rows, long="fold")

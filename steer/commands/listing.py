@@ -7,7 +7,7 @@
     steer list models|lookaheads|objectives|tuning|data|networks|experiments
 
 What a table says is read off the objects themselves; calls are those of a small run, as configured. In a terminal
-long lines are cut; `steer list rewards | less -S` has all of them.
+long texts are folded; `steer list rewards | less -S` shows a line each.
 """
 
 from steer.printing import as_json, print_table
@@ -38,4 +38,4 @@ def run(overrides: list[str]) -> None:
     if "--json" in overrides:
         print(as_json(rows).decode("utf8"), end="")
     else:
-        print_table(title, rows, long="cut" if asked else "fold")
+        print_table(title, rows, long="fold")

@@ -55,7 +55,9 @@ def run(overrides: list[str]) -> None:
 
 def model_of(config: Any, free: dict[str, Any], choices: dict[str, Any]) -> Any:  # noqa: ANN401
     """The model by name, or loaded, where something is chosen of a pipeline."""
-    name = free.get("model") or str(config.model.name)
+    if not isinstance(choices, dict):
+        raise ValueError(f"pipeline={choices!r} has settings of its own; write pipeline.KEY=VALUE")
+    name = free.get("model", str(config.model.name))
     chosen = {key: value for key, value in choices.items() if value is not None}
     if not chosen:
         return name
@@ -79,7 +81,7 @@ def _many(prompts: Any, given: dict[str, Any]) -> None:  # noqa: ANN401 (a file 
     if (folder / "results.jsonl").exists():
         best = [row["best"] for row in rows if row["best"] is not None]
         mean = f", mean of the best {sum(best) / len(best):.4g}" if best else ""
-        print(f"wrote {folder}: {len(rows)} prompts{mean}; results.jsonl has a line of each")
+        print(f"wrote {folder}: {len(rows)} prompts{mean}; index.html shows them, results.jsonl has a line of each")
 
 
 def is_first() -> bool:

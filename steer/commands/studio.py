@@ -10,8 +10,8 @@ Nothing leaves the machine, and no code can be typed into the page. It needs `pi
 
 from typing import TYPE_CHECKING, Any
 
-from steer.composing import compose, free_reward, take_free, to_plain
-from steer.settings import read
+from steer.composing import compose, take_free, to_plain
+from steer.settings import free_reward, read
 
 if TYPE_CHECKING:
     from steer.studio import Offer
@@ -27,7 +27,7 @@ def run(overrides: list[str]) -> None:
     from steer.studio import Limits, serve, shelf
 
     reward = _offered(config, left, free)
-    model = free.get("model") or str(config.model.name)
+    model = free.get("model", str(config.model.name))
     serve(shelf(model, reward, config.device, Limits(**config.limits)), config.port)
 
 
@@ -39,10 +39,8 @@ def _offered(config: Any, left: list[str], free: dict[str, str]) -> "tuple[str, 
 
     if text := free.get("reward"):
         given = free_reward(text)
-        if isinstance(given, dict | list):
-            return text, Offer(given, (f"reward={text}",), repr(given))
-        needs = ("from steer.composing import import_object",)
-        return text, Offer(given, (f"reward={text}",), f"import_object({text!r})", needs)
+        python = repr(given if isinstance(given, dict | list) else text)
+        return text, Offer(given, (f"reward={text}",), python)
     defaults = {key: name for entry in read(CONFIG)["defaults"] if entry != "_self_" for key, name in entry.items()}
     name = next((o.removeprefix("reward=") for o in left if o.startswith("reward=")), defaults["reward"])
     settings = [o for o in left if o.lstrip("+~").startswith("reward.")]

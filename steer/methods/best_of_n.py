@@ -1,5 +1,8 @@
 """Best of n: sample plainly, score, and weigh.
 
+    x1 = X_{t_{K-1},1} o ... o X_{0,t_1}(x0),  t_k = k / K                for each of n noises
+    w = exp(r(x1) / temperature) / sum of these;   Z_hat = mean exp(r(x1) / temperature)
+
 The unbeatable baseline of few-step maps; every other method is to be compared with it at equal calls.
 Source: KL of its law, "Theoretical guarantees on the best-of-n alignment policy" (arXiv:2401.01879).
 """

@@ -24,7 +24,7 @@ class FoldedGuidance:
     Attributes:
         scale: 1 is no guidance.
         largest: with this the scale is drawn for each row, log-uniformly between 1 and `largest`, and told to the map
-            as cond["guidance"] [b]: one map for all scales (`scale` is then what `steer.sample` asks for).
+            as ``cond["guidance"]`` [b]: one map for all scales (`scale` is then what `steer.sample` asks for).
         start: the share of the training before which nothing is folded in.
     """
 
