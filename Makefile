@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | 
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: help setup sample test test-slow lint format bench notebooks wheel clean data train
+.PHONY: help setup sample test test-slow lint format bench figures notebooks docs docs-serve wheel clean data train
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,17 +40,21 @@ format: $(STAMP)  ## rewrite the code as ruff formats it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the figures: exact laws, the embedded model, overhead, training, fine-tuning
-	$(BIN)/steer bench exact
-	$(BIN)/steer bench embedded
-	$(BIN)/steer bench overhead
-	$(BIN)/steer bench training
-	$(BIN)/steer bench finetune
-	$(BIN)/steer bench models
-	$(BIN)/steer bench scale
+bench: $(STAMP)  ## measure all figures anew (hours; goes on where it stopped), and write them into the pages
+	$(BIN)/steer bench all out=docs/results
+	$(MAKE) figures
+
+figures: $(STAMP)  ## write what docs/results holds into README.md and docs/figures.md
+	$(BIN)/python scripts/figures.py
 
 notebooks: $(STAMP)  ## run the notebooks and store what they show
-	$(BIN)/python -m pytest --nbmake --overwrite notebooks
+	$(BIN)/python scripts/notebooks.py
+
+docs: $(STAMP)  ## the site of the documentation, build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(STAMP)  ## the same in a browser, built anew as files change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 wheel: $(STAMP)  ## build dist/steer-*.whl
 	$(BIN)/python -m hatchling build -t wheel

@@ -43,10 +43,3 @@ def test_its_make_targets_and_its_methods_exist() -> None:
     methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf8")
     table = re.findall(r"^\| `([a-z_]+)` \| (?:no|yes) \|", methods, re.MULTILINE)
     assert sorted(table) == names("method")
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = [x for x in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf8")) if not x.startswith("http")]
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert not missing
