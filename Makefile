@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 sample: $(STAMP)  ## the main job: "a red heart", unsteered and steered, into outputs/
 	$(BIN)/steer sample prompt="a red heart" reward=clip seed=0 out=outputs
 
-test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -1,7 +1,6 @@
 """What figures show, against the numbers they are of; colours, against eyes that lack a cone."""
 
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch import Tensor
 import steer
 from steer import plots
 from steer.analytic import GaussianMixture
+from steer.checkpoints import write_json
 from steer.guards import Rule, broken_since
 from steer.interpolants import Linear
 from steer.methods import SMC, WarmStart
@@ -308,7 +308,8 @@ def test_a_history_alone_and_a_file_are_enough(tmp_path: Path) -> None:
     assert len(points(alone.axes[0], "over-optimised from step 40")) == 2
     without = [{k: v for k, v in row.items() if k != "held_out"} for row in history()]
     assert [axes.get_title("left") for axes in plots.overoptimisation(without).axes] == ["reward", "diversity"]
-    (tmp_path / "report.json").write_text(json.dumps({"history": history(), "before": BEFORE, "best": None}))
+    report = {"history": history(), "before": BEFORE, "best": None, "rule": vars(Rule())}
+    write_json(tmp_path / "report.json", report)  # as steer.finetune does
     told = plots.overoptimisation(tmp_path / "report.json")
     assert points(told.axes[0], "over-optimised from step 40").tolist() == [[40, 5], [50, 6]]
 
