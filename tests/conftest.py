@@ -1,5 +1,6 @@
 """Shared fixtures: generators, dtypes, the three paths, and a flow map that counts its calls."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,11 @@ from steer.flow_map import Cond, FlowMap
 from steer.interpolants import VP, Interpolant, Linear, Time, Trigonometric
 
 PATHS = [Linear(), Trigonometric(), VP()]
+
+
+def plainly(part: object) -> str:
+    """What it says of itself, without places in memory: the name of a case, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(part))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from colours import MEAN, SCALE, STD, CountingFlow, colour_model, decode, redness
+from conftest import plainly
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -81,7 +82,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=plainly)
 @pytest.mark.parametrize("chunks", [Chunks(1, 1, 1), Chunks(4, 3, 2), Chunks(7, 2, 100), Chunks(16, 100, 4)], ids=str)
 def test_chunks_bound_every_part_and_change_nothing(method: Method, chunks: Chunks) -> None:
     whole, free = Watched(), Watched()
@@ -201,7 +202,7 @@ def test_out_of_memory_names_the_part(part: str, method: str, limit: int) -> Non
             draw({part: 1})
 
 
-@pytest.mark.parametrize("method", [SMC(steps=2, twist=1.0, lookahead=Rollout(4)), Guidance(steps=2)], ids=str)
+@pytest.mark.parametrize("method", [SMC(steps=2, twist=1.0, lookahead=Rollout(4)), Guidance(steps=2)], ids=plainly)
 def test_checkpoints_change_memory_alone_and_the_recomputed_rows_are_told(method: Method) -> None:
     plain, before = Watched().run(method)
     again, after = Watched().run(method, checkpoint=True)

@@ -1,12 +1,13 @@
 """The compositional benchmark: how it counts, and that steering by the verifier helps."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from rewards.scenes import is_held_out, parse
-from steer.bench import compositional, run
+from steer.bench import compositional, measuring
 from steer.data.shapes import prompts
 from steer.models import load_model
 
@@ -42,6 +43,6 @@ def test_steering_by_the_verifier_finds_right_pictures() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_runs() -> None:
-    tables = run("compositional", fast=True)
+def test_the_whole_benchmark_runs(tmp_path: Path) -> None:
+    tables, _ = measuring.measure("compositional", tmp_path, fast=True)
     assert len(tables) == 4 and all(rows for rows in tables.values())

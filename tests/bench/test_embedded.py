@@ -1,13 +1,14 @@
 """The figures of the embedded model: what they count is checked on pictures whose answer is known."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import steer
-from steer.bench import embedded, run
+from steer.bench import embedded, measuring
 from steer.data import emoji
 from steer.models import Model
 
@@ -66,6 +67,6 @@ def test_sizes_are_those_of_the_files(model: Model) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_runs() -> None:
-    tables = run("embedded", fast=True)
+def test_the_whole_benchmark_runs(tmp_path: Path) -> None:
+    tables, _ = measuring.measure("embedded", tmp_path, fast=True)
     assert all(rows for rows in tables.values()) and len(tables) == 8

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from steer.bench import models, reward_parity, run
+from steer.bench import measuring, models, reward_parity
 from steer.bench.tiny_pipelines import build_model
 
 Tables = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def tables() -> Tables:
-    return run("models", fast=True)
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    return measuring.measure("models", tmp_path_factory.mktemp("bench"), fast=True)[0]
 
 
 def test_adapters_are_their_pipelines(tables: Tables) -> None:

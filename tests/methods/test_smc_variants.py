@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Counting, z_score
+from conftest import Counting, plainly, z_score
 from torch import Tensor
 
 from steer import settings
@@ -200,7 +200,7 @@ def test_adaptive_tempering_does_not_kill_what_may_be_accepted(rng: torch.Genera
         SMC(twist=1.0, lookahead=Glass(2, 2)),
         SMC(lookahead=Renoised(2, nodes=1)),
     ],
-    ids=str,
+    ids=plainly,
 )
 @pytest.mark.parametrize("calls", [1, 7, 20, 61])
 def test_budgets_pay_for_look_aheads(
