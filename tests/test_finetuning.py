@@ -105,7 +105,7 @@ def test_plain_pictures_score_higher(drafted: tuple[Path, Model]) -> None:
     gain = told["best"]["reward"] - told["before"]["reward"]
     assert gain > 10 * told["temperature"] > 0
     assert mean_reward(model) - mean_reward(toy()) > gain / 2
-    assert told["words"].startswith(f"reward {gain:+.3g} (from ") and "held-out reward" in told["words"]
+    assert told["words"].startswith(f"reward {gain:+.3g} ± ") and "held-out reward" in told["words"]
     assert (told["model"], told["reward"], told["rank"], told["held_out_prompts"]) == ("toy", "red", 4, PROMPTS)
 
 
@@ -306,7 +306,7 @@ def test_given_pairs_need_no_reward_of_samples(tmp_path: Path) -> None:
     )  # fmt: skip
     assert whole.calls == 2  # the guard's: before, and after
     assert mean_reward(model) > mean_reward(toy())
-    with pytest.raises(ValueError, match="pairs= is for objective=dpo, got NegativeAware"):
+    with pytest.raises(ValueError, match="pairs= is for objective=dpo, got nft"):
         tune(tmp_path / "nft", pairs=[("a star", better, worse)])
 
 

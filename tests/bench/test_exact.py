@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steer import bench, settings
-from steer.bench import exact, peers, sweep
+from steer import settings
+from steer.bench import exact, measuring, peers, sweep
 from steer.bench.problems import PROBLEMS, hard_ring, mild_ring
 from steer.draws import Rng
 from steer.flow_map import Cond, FlowMap
@@ -141,7 +141,7 @@ def test_steering_beats_the_plain_model(tables: dict[str, list[dict[str, Any]]])
 
 
 def test_all_rows_are_in_the_csv(tables: dict[str, list[dict[str, Any]]]) -> None:
-    lines = list(csv.DictReader(io.StringIO(bench.as_csv(tables).decode())))
+    lines = list(csv.DictReader(io.StringIO(measuring.as_csv(tables).decode())))
     assert len(lines) == sum(map(len, tables.values()))
     mine = [line for line in lines if line["table"] == exact.ALL]
     assert [line["method"] for line in mine] == [row["method"] for row in tables[exact.ALL]]
