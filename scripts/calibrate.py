@@ -1,6 +1,7 @@
 """Measure the scales of the rewards that run here: rewards/assets/calibration.json.
 
-    python scripts/calibrate.py
+    python scripts/calibrate.py             all of them, in many minutes
+    python scripts/calibrate.py redness     those that are named; the others stay as they are
 
 On 512 emoji drawings with their own captions, evenly over the data set. Three rewards look for something else:
 
@@ -12,6 +13,8 @@ On 512 emoji drawings with their own captions, evenly over the data set. Three r
 Rewards that lack weights or packages here are named and left out, and so are those that ask a server.
 """
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -98,8 +101,9 @@ def reference(name: str) -> Pictures:
 
 
 def main() -> None:
-    found = {}
-    for name in rewards.names():
+    some = sys.argv[1:]
+    found = json.loads(OUT.read_text(encoding="utf8")) if some else {}
+    for name in some or rewards.names():
         reward = rewards.get(name)
         lacks = "it asks a server" if name in SERVERS else rewards.missing(reward)
         if lacks:
@@ -108,7 +112,7 @@ def main() -> None:
         row = asdict(rewards.calibrate(reward, *reference(name)))
         found[name] = row | {key: float(f"{row[key]:.6g}") for key in ("mean", "std")}
         print(f"{name}: {found[name]}", flush=True)
-    write_json(OUT, found)
+    write_json(OUT, {name: found[name] for name in rewards.names() if name in found})
 
 
 if __name__ == "__main__":

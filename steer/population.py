@@ -72,7 +72,10 @@ class Population:
         """The particles with the weights that are left, and the trace; log_z=False where Z is not estimated.
 
         What the reward rejects (-inf) has weight zero, whatever its log-weight; a row of that alone raises ValueError.
+        So does a run that was never weighed: a heuristic weighs by zeros.
         """
+        if not self.sizes:
+            raise ValueError("finish() before weigh(): weigh once at least; a heuristic by torch.zeros_like(rewards)")
         log_w = self.log_w if log_z else self.log_w - self.start
         log_w = log_w.masked_fill(rewards == -math.inf, -math.inf)
         z = self.log_z + log_mean_exp(log_w)

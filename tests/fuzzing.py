@@ -16,7 +16,7 @@ INSIDE = (
 
 
 def fuzz(examples: int) -> settings:
-    """Settings of hypothesis: the same examples each time, nothing written."""
+    """Settings of hypothesis: nothing written; the same examples each time, but for constants of the modules loaded."""
     return settings(
         max_examples=examples, deadline=PATIENCE, derandomize=True, database=None, print_blob=False,
         suppress_health_check=list(HealthCheck),

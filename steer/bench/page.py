@@ -42,7 +42,7 @@ def shown(value: object) -> str:
     """A value as tables of pages show it: three digits, nothing where there is none."""
     if value is None:
         return ""
-    if isinstance(value, float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return cell(value).replace("|", "\\|").replace("\n", " ")
 
@@ -84,7 +84,7 @@ def _is(value: object, wanted: object) -> bool:
 
 def fill(text: str, results: Mapping[str, Any]) -> str:
     """The page with each of its tables as the results have it."""
-    return PLACE.sub(lambda found: found[1] + table(results, **json.loads(found[2])) + found[3], text)
+    return PLACE.sub(lambda found: f"{found[1]}\n{table(results, **json.loads(found[2]))}\n{found[3]}", text)
 
 
 def page(folder: Path) -> str:

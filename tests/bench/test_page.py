@@ -21,7 +21,7 @@ def test_a_table_holds_what_was_asked_for() -> None:
     asked = {"of": "exact", "title": "aims", "columns": {"aim": "meant", "got": "found"}, "where": {"met": ["yes"]}}
     text = f"before\n<!-- table {json.dumps(asked)} -->\nold\n<!-- end -->\nafter"
     filled = page.fill(text, RESULTS)
-    assert filled.splitlines()[2:5] == ["| meant | found |", "| --- | --- |", "| a \\| b | 0.123 |"]
+    assert filled.splitlines()[2:7] == ["", "| meant | found |", "| --- | --- |", "| a \\| b | 0.123 |", ""]
     assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter") and "old" not in filled
     assert page.fill(filled, RESULTS) == filled
 

@@ -13,10 +13,11 @@ A family is a class that reads a loaded pipeline (with its `vae`, `scheduler` an
             return self.network(x, 1000 * sigma, cond["words"]).sample
 
     class MyFamily(Prompted):
-        renoises, noise_scale, kind, guidance = False, 1.0, "velocity", 4.5
+        renoises, noise_scale = False, 1.0
 
         def __init__(self, pipe, choices):
-            self.pipe = pipe
+            self.pipe, self.kind = pipe, choices.kind or "velocity"
+            self.guidance = 4.5 if choices.guidance is None else choices.guidance  # 4.5: what the pipeline takes
             _, _, h, w = size_of(pipe, choices, pipe.transformer.config.sample_size)
             self.shape = (pipe.transformer.config.in_channels, h, w)
             self.path = Shifted(pipe.scheduler.config.shift)
@@ -30,6 +31,9 @@ A family is a class that reads a loaded pipeline (with its `vae`, `scheduler` an
 
     register("MyPipeline", MyFamily)
     steer.pipeline(my_pipeline)("a red heart", reward="clip")
+
+The loop of the pipeline's own `__call__` tells three things that are easily wrong: the scale of its timesteps (here
+1000 sigma), the sign of the network's output, and the guidance that it takes by itself.
 
 A network that predicts something else than ``noise - data`` is an `EndsFlow`: it says data and noise. Prove an adapter
 as tests/models/families do: its plain samples equal the pipeline's from the same noise.

@@ -52,3 +52,14 @@ def test_gradients_reach_the_noise_through_the_decoder(name: str) -> None:
     brightness = model.decode(jump(model.flow, x, 0.0, 1.0, model.encode(PROMPTS))).mean((1, 2, 3))
     (slope,) = torch.autograd.grad(brightness[0], x)
     assert slope[0].abs().max() > 0 and slope[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_what_is_chosen_is_taken(name: str) -> None:
+    """What a call gives; and the guidance, which changes the velocity (FLUX.1-schnell takes none)."""
+    assert build_model(name, kind="jump").family.kind == "jump"
+    models = [build_model(name, guidance=scale) for scale in (1.0, 6.0)]
+    x = draw_noise(models[0])
+    plain, guided = (velocity(model.flow, x, 0.4, model.encode(PROMPTS)) for model in models)
+    assert torch.allclose(plain, guided) == (name == "flux-schnell")
