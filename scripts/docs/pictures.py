@@ -1,12 +1,11 @@
 """Pictures of the methods: each, as it is set in configs/, on a law of the plane that is known exactly."""
 
-import io
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from steer import settings
+from steer import plots, settings
 from steer.bench.problems import Problem, mild_ring
 from steer.interpolants import Linear
 from steer.particles import gather
@@ -14,8 +13,7 @@ from steer.resampling import systematic
 
 POINTS = 512
 REACH = 5.5  # half the side of a panel
-PANELS = (("plain samples", "#8c8c8c"), ("the target", "#0072b2"))
-OURS = "#d55e00"
+PANELS = (("plain samples", "0.55"), ("the target", plots.BLUE))
 CAPTION = (
     f"Eight Gaussians on a ring, tilted by exp(reward), a quadratic, at temperature 1: {POINTS} plain samples, as many "
     "exact draws of the target, and the samples of the method as it is set below, drawn by their weights. The flow map "
@@ -42,16 +40,10 @@ def samples(name: str, problem: Problem, rng: torch.Generator) -> tuple[Tensor, 
 
 def drawn(sets: list[Tensor], title: str) -> bytes:
     """The panels, side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.blank(9, 3.2)
     panels = figure.subplots(1, len(sets), sharex=True, sharey=True)
-    for axes, x, (label, colour) in zip(panels, sets, (*PANELS, (title, OURS)), strict=True):
+    for axes, x, (label, colour) in zip(panels, sets, (*PANELS, (title, plots.VERMILION)), strict=True):
         axes.scatter(*x.double().numpy().T, s=5, alpha=0.5, linewidths=0, color=colour)
         axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
         axes.set_title(label, fontsize=11)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return plots.png(figure)
