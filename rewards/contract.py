@@ -13,11 +13,14 @@ Two more tell what a user should know before the first call, where there is some
     missing()       which weights or packages are lacking, and how to get them; None: it can run here
 """
 
+import threading
 import warnings
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+HEARING = threading.RLock()  # who listens to warnings, or hushes them, does so for all threads
 
 
 @runtime_checkable
@@ -129,7 +132,7 @@ def probe_differentiable(reward: Reward, images: Tensor, prompts: list[str]) -> 
     """
     leaf = images.detach().clone().requires_grad_(True)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with HEARING, torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of a gradient that is dropped
             scores = reward(leaf, prompts)
             if not (isinstance(scores, Tensor) and scores.requires_grad):

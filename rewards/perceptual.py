@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.contract import check_images
+from rewards.contract import HEARING, check_images
 from rewards.imagenet import LOOK, efficientnet_lite, lacking_efficientnet
 from rewards.packages import lacking_packages
 from rewards.reference import check_reference, lacking_reference, reference_like
@@ -128,6 +128,6 @@ def _lpips(net: str, device: torch.device) -> Any:  # noqa: ANN401 (a module of 
     mend_torchvision()
     from lpips import LPIPS
 
-    with warnings.catch_warnings():
+    with HEARING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips asks torchvision by an argument that is being retired
         return LPIPS(net=net, verbose=False).requires_grad_(False).to(device)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import rewards
 from rewards.calibration import unlike_scales
+from rewards.contract import HEARING
 from steer.arguments import (
     check_compiler,
     check_device,
@@ -39,7 +39,6 @@ from steer.spreading import shares_of
 PLAIN_STEPS = 4  # network calls of an unsteered picture
 ENOUGH = 8  # plain pictures a prompt at least, to measure the spread of their rewards
 SHARE_OF_SPREAD = 0.25
-HEARING = threading.RLock()  # who listens to warnings does so for all threads
 
 
 def sample(
