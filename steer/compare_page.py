@@ -16,7 +16,8 @@ LEGEND = (
     "optimised, judge: scores by the reward and by the judge, means over prompts; best: of the picture of highest "
     "reward; plain: of unsteered pictures. wins: share of prompts whose best picture the judge puts above the mean of "
     "their plain ones. diversity: root mean square difference of two pictures of a prompt. distinct: share of "
-    "particles with descendants. best by: who puts this method above the others of its budget."
+    "particles with descendants. best by: who puts this method above the others of its budget. One seed and "
+    "few prompts: differences of a few points may be chance, so try other seeds and prompts."
 )
 
 
@@ -63,7 +64,7 @@ def legend(found: "Comparison") -> list[str]:
     """Lines below that table: what its columns mean, and which methods took no part."""
     judge = f"; judge: by {found.judge}, which no method saw" if found.judge else ""
     lines = [f"reward: mean score by {found.reward}{judge};"]
-    lines += ["    of plain pictures \u2192 of the picture of highest reward; * the best of its budget"]
+    lines += ["    mean of plain pictures \u2192 the picture of highest reward; * the best of its budget, by one seed"]
     lines += ["calls: a prompt, a backward pass counted as two; seconds: of the steering"]
     if any("wins" in row for row in printed(found)):
         lines += ["wins: prompts whose picture of highest reward the judge puts above their plain ones"]

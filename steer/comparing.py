@@ -17,7 +17,7 @@ from steer.arguments import check_device, check_held_out, check_method, check_nu
 from steer.bench.comparison import figures, most_particles
 from steer.bench.measuring import as_csv
 from steer.compare_page import compare_page
-from steer.methods import Method
+from steer.methods import BestOfN, Method
 from steer.models import Model
 from steer.printing import as_json
 from steer.problem import Problem, generators
@@ -92,7 +92,8 @@ def compare(
         model: as `steer.sample` takes it; loaded once.
         budget: network calls a prompt, a backward pass counted as two.
         budgets: several of them.
-        n: pictures a prompt; None takes 4 to 16 by the budget, halved until a method can divide it.
+        n: pictures a prompt; None takes 4 to 16 by the budget, halved until a method can divide it, and for best-of-n,
+            which lives on many draws, as many as its steps leave.
         temperature: as `steer.sample` takes it.
         seed: of the noise.
         device: as `steer.sample` takes it.
@@ -122,7 +123,7 @@ def compare(
     rows, strips, plain, judge = [], [], [], None
     with bar(progress, "methods", len(amounts) * len(named), "methods") as tick:
         for amount, (name, method) in itertools.product(amounts, named.items()):
-            count = n or most_particles(method, amount) or 1
+            count = n or _particles(method, amount)
             row: Row = {"budget": amount, "method": name}
             note, strip = _unfit(method, count, amount, gradient, rewards.name_of(score)), []
             if note:
@@ -167,6 +168,12 @@ def _has_gradient(model: Model, prompts: list[str], score: rewards.Reward, place
     with torch.no_grad():
         problem = Problem(model, prompts, score, place)
         return problem.has_gradient(problem.noise(1, generators(prompts, seed)))
+
+
+def _particles(method: Method, amount: int) -> int:
+    """As many as suit the method at the budget."""
+    draws = amount // method.steps if isinstance(method, BestOfN) else most_particles(method, amount)
+    return draws or 1
 
 
 def _unfit(method: Method, n: int, budget: int, gradient: bool, reward: str) -> str:

@@ -28,7 +28,7 @@ def compose(config: str, overrides: Iterable[str]) -> Config:
 
     given = [_Override(text, config) for text in overrides]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        known = [str(key) for key in composed(config)] + list(groups(config))
+        known = list(dict.fromkeys([*map(str, composed(config)), *groups(config)]))
         for one in given:
             one.check_root(known)
         given = [one for one in given if not (one.optional and one.value == "null")]  # as it is without
@@ -64,7 +64,11 @@ class _Override:
     def __init__(self, text: str, config: str) -> None:
         key, equals, self.value = text.partition("=")
         if not equals and not key.startswith("~"):
-            raise ValueError(f"setting {text!r} has no value; write {text}=VALUE")
+            bare = text.lstrip("-")
+            cure = f"{bare}=VALUE" if bare.isidentifier() else f'prompt="{text}"'
+            raise ValueError(f"setting {text!r} has no value; write {cure}")
+        if key.startswith("-"):
+            raise ValueError(f"setting {text!r} begins with a dash; write {text.lstrip('-')}")
         self.sign, self.key = re.match(r"([+~]*)(.*)", key, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
         self.group = None if "~" in self.sign else groups(config).get(self.key)
         self.text, self.chooses = text, self.group is not None

@@ -260,13 +260,13 @@ def _collapse(report: dict[str, Any], chosen: Chosen) -> list[str]:
     left, size = survivors["least_distinct"] * n, survivors["least_effective"] * n
     if n < 4 or chosen.want == "best" or not _samples_law(report):
         return []
-    cures = [name for name in ("temperature", "steps") if hasattr(chosen.method, name)]
-    out = []
+    now = report["temperature"]
+    cures = [f"a temperature above {now:.3g}"] if hasattr(chosen.method, "temperature") and now else []
+    cure, out = " or ".join([*cures, f"n above {n}"]), []
     if left <= max(1.0, FEW * n) + 1e-3:
-        out.append(f"the samples descend from {left:.3g} of {n} particles: raise {' or '.join([*cures, 'n'])}")
+        out.append(f"the samples descend from {left:.3g} of {n} particles: take {cure}")
     if size < 1.5:
-        raised = " or ".join([*cures[:1], "n"])
-        out.append(f"nearly all weight is on one picture: raise {raised} if a sample of the law is wanted")
+        out.append(f"nearly all weight is on one picture: take {cure} if a sample of the law is wanted")
     return out
 
 

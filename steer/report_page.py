@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SHEETS = 4  # on the page; a run of more prompts has the others beside it
 LINES = 8  # prompts in the chart
-SCORES = ("unsteered", "steered", "weighted", "best", "error")
+SCORES = ("unsteered", "steered", "weighted", "best")
 COSTS = {
     "calls": "network calls, a backward pass counted as two",
     "network_forward": "rows through the network",
@@ -42,7 +42,11 @@ def _scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for the reward, and one for the reward that was not optimised."""
     rows = [("optimised", report["reward"]), ("held out", report["held_out"])]
     return [
-        {"mean score": f"{scores['name']} ({kind})"} | {c: scores[c] for c in SCORES} for kind, scores in rows if scores
+        {"mean score": f"{scores['name']} ({kind})"}
+        | {c: scores[c] for c in SCORES}
+        | {"standard error of unsteered": scores["error"]}
+        for kind, scores in rows
+        if scores
     ]
 
 

@@ -125,6 +125,10 @@ def free_reward(text: str) -> Any:  # noqa: ANN401 (whatever rewards.to_reward t
         except YAMLError as error:
             what = getattr(error, "problem", None) or "no YAML"
             raise ValueError(f"reward={text!r} cannot be read ({what}); write {{clip: 1, redness: 50}}") from error
+    if ":" not in text and text.endswith(".py") and Path(text).is_file():
+        raise ValueError(f"reward={text!r}: name the function in it, reward={text}:NAME")
+    if "," in text and not Path(text.partition(":")[0]).is_file():
+        raise ValueError(f"reward={text!r}: several go together as reward='{{{': 1, '.join(text.split(','))}: 1}}'")
     if ":" not in text:
         raise unknown("reward", text, names("reward"), ", or module:function, or file.py:function")
     return import_object(text)

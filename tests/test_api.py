@@ -263,7 +263,7 @@ def test_a_collapse_of_one_prompt_of_many_is_told_of() -> None:
         return redness(images) * torch.tensor([100.0 if q == "b" else 0.01 for q in prompts])
 
     given = {"reward": picky, "model": colour_model(), "method": "smc", "n": 32, "temperature": 1.0, "seed": 0}
-    with pytest.warns(UserWarning, match="descend from .* of 32 particles: raise temperature or steps or n"):
+    with pytest.warns(UserWarning, match="descend from .* of 32 particles: take a temperature above .* or n above 32"):
         out = steer.sample(["a", "b", "c"], **given, **QUIET)
     assert out.report["survivors"]["distinct"] > 0.6 > 0.1 > out.report["survivors"]["least_distinct"]
     with warnings.catch_warnings():

@@ -132,7 +132,7 @@ def test_rewards_with_weights() -> None:
         ),
         (["sample", "height=32"], "setting='height' is unknown; .*did you mean 'pipeline.height'"),
         (["sample", "promt=x"], "setting='promt' is unknown; known: .*did you mean 'prompt'"),
-        (["sample", "a red heart"], "setting 'a red heart' has no value; write a red heart=VALUE"),
+        (["sample", "a red heart"], "setting 'a red heart' has no value; write prompt=\"a red heart\""),
         (["sample", "prompt="], "prompt='' holds an empty text"),
         (["sample", "want=worst"], "want='worst' must be 'sample'"),
         (["sample", "chunk=0"], "chunk=0 must be a whole number"),

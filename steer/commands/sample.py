@@ -81,7 +81,10 @@ def _many(prompts: Any, given: dict[str, Any]) -> None:  # noqa: ANN401 (a file 
     if (folder / "results.jsonl").exists():
         best = [row["best"] for row in rows if row["best"] is not None]
         mean = f", mean of the best {sum(best) / len(best):.4g}" if best else ""
+        warned = sum(row["warnings"] > 0 for row in rows)
         print(f"wrote {folder}: {len(rows)} prompts{mean}; index.html shows them, results.jsonl has a line of each")
+        if warned:
+            print(f"{warned} of them have warnings, which their report.html shows")
 
 
 def is_first() -> bool:
