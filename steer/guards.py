@@ -123,6 +123,7 @@ class Guard:
         rng = torch.Generator().manual_seed(1)
         self.noise = torch.randn(len(prompts), n, *reference.shape, generator=rng)
         self.levels = torch.randn(LEVELS, len(prompts) * n, *reference.shape, generator=rng)
+        self.first: dict[str, Tensor] = {}  # scores of the reference
         self.before = self.measure(reference)
         self._history: list[dict[str, float]] | None = None
 
@@ -137,14 +138,14 @@ class Guard:
         pictures = [model.decode(x1[part]).float() for part in parts]
         scored = zip(pictures, parts, strict=True)
         self.rewards = torch.cat([self.score(im, prompts[part]).float() for im, part in scored]).view(-1, self.n)
-        out = {"reward": _mean(self.rewards), "reward_error": standard_error(self.rewards)}
+        out = self._scored("reward", self.rewards, model)
         out["diversity"] = _mean(_diversity(pictures, self.n))
         if not bool(self.rewards.isfinite().all()):
             out["accepted"] = float(self.rewards.isfinite().double().mean())
         if self.held_out is not None:
             scored = zip(pictures, parts, strict=True)
             judged = torch.cat([self.held_out(im, prompts[part]).float() for im, part in scored]).view(-1, self.n)
-            out |= {"held_out": _mean(judged), "held_out_error": standard_error(judged)}
+            out |= self._scored("held_out", judged, model)
             if model is self.reference:
                 out["held_out_std"] = spread(judged)
         if model is self.reference:
@@ -152,6 +153,14 @@ class Guard:
         if model.noise is not None:
             return out | {"kl": float((x0 - self.noise.to(x0).flatten(0, 1)).double().square().sum()) / (2 * len(x0))}
         return out | self._distance(model, x1, cond)
+
+    def _scored(self, key: str, r: Tensor, model: Model) -> dict[str, float]:
+        """Mean and standard error of scores [p n]; and the error of their gain, of pictures from the same noise."""
+        out = {key: _mean(r), f"{key}_error": standard_error(r)}
+        if model is self.reference:
+            self.first[key] = r
+            return out
+        return out | {f"{key}_gain_error": standard_error(r - self.first[key])}
 
     def _distance(self, model: Model, x1: Tensor, cond: Cond) -> dict[str, float]:
         """KL and effective sizes, of samples x1 [b *d]."""
@@ -253,8 +262,8 @@ def _told(row: dict[str, float], before: dict[str, float]) -> str:
 
 def _gain(key: str, row: Mapping[str, float], before: Mapping[str, float]) -> str:
     """What a mean gained, with its standard error where the log has that."""
-    error = math.hypot(*(of.get(f"{key}_error", math.nan) for of in (row, before)))
-    told = "" if math.isnan(error) else f" \u00b1 {error:.2g}"
+    error = row.get(f"{key}_gain_error")
+    told = "" if error is None else f" \u00b1 {error:.2g}"
     return f"{row[key] - before[key]:+.3g}{told} (from {before[key]:.3g})"
 
 

@@ -122,6 +122,11 @@ def test_reward_and_held_out_reward_of_the_same_noise(tmp_path: Path) -> None:
     assert before["held_out_std"] == pytest.approx(float(3 * watch_std(watch)), rel=1e-4)
     assert before["held_out_error"] == pytest.approx(before["held_out_std"] / 8**0.5)
     assert "held_out_std" not in now
+    assert max(now["reward_gain_error"], now["held_out_gain_error"]) < 1e-4 < before["reward_error"]
+    narrow = GaussianMixture(torch.ones(1), M[None], 0.25 * torch.eye(3)[None]).flow()
+    other = watch.measure(replace(law(M), flow=narrow))
+    gains = watch.rewards - watch.first["reward"]
+    assert other["reward_gain_error"] == pytest.approx(float(gains.std(1).mean()) / 8**0.5) and gains.std() > 0.1
 
 
 def watch_std(watch: Guard) -> Tensor:

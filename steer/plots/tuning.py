@@ -33,7 +33,8 @@ def overoptimisation(report: Mapping[str, Any] | Sequence[Row] | str | Path) -> 
 
     told = _report(report)
     history, before, kept = told["history"], told["before"], told.get("best")
-    rule = {key: float(v) if isinstance(v, str) else v for key, v in told.get("rule", {}).items()}  # "inf", in JSON
+    told_rule = told.get("rule", {}).items()
+    rule: dict[str, Any] = {key: float(v) if isinstance(v, str) else v for key, v in told_rule}  # "inf", in JSON
     since = broken_since(history, Rule(**rule), before)
     over = [] if since is None else [row for row in history if row["step"] >= since]
     figures = [key for key in NAMES if all(key in row for row in (before, *history))]
