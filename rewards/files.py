@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 LONGEST = 1 << 24  # bytes of a file of settings; what JSON says may take twenty times as much memory
 STACKS = ("depth", "blocks", "layers")  # in the names of settings that say how many parts stand behind each other
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # kinds of files; PIL reads others by programs of their own
 FEW = 256  # parts are soon built, whatever the weights hold
 
 
@@ -73,6 +74,12 @@ def check_size(make: Callable[[], nn.Module], settings: Any, *paths: Path) -> No
     there = sum(map(math.prod, shapes))
     if wanted > 2 * there:
         raise _unfit(place, f"{there} numbers, and not {wanted}")
+
+
+def check_pixels(image: Any, most: int) -> None:  # noqa: ANN401 (of PIL)
+    """Refuse a picture that would take too much memory, before it is decoded; raises ValueError."""
+    if image.width * image.height > most:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {most}; make it smaller")
 
 
 def shapes_in(*paths: Path) -> list[list[int]]:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KINDS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # PIL reads others by programs of their own
+from rewards.files import PICTURES, check_pixels
+
 MOST = 20_000_000  # pixels, each of which takes some 24 bytes while it is read
 
 
@@ -63,9 +64,8 @@ def _read(path: str) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=KINDS) as file:
-            if file.width * file.height > MOST:
-                raise ValueError(f"{file.width} x {file.height} pixels, more than {MOST}; make it smaller")
+        with Image.open(path, formats=PICTURES) as file:
+            check_pixels(file, MOST)
             picture = file.convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"reference={path!r} is no picture that PIL can read ({error}); save it as PNG") from error

@@ -29,8 +29,9 @@ def compose(config: str, overrides: Iterable[str]) -> Config:
     given = [_Override(text, config) for text in overrides]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         known = list(dict.fromkeys([*map(str, composed(config)), *groups(config)]))
+        inner = [f"{key}.{name}" for key, part in read(config).items() if isinstance(part, dict) for name in part]
         for one in given:
-            one.check_root(known)
+            one.check_root(known, inner)
         given = [one for one in given if not (one.optional and one.value == "null")]  # as it is without
         try:
             base = composed(config, [one.text for one in given if one.chooses])
@@ -73,17 +74,16 @@ class _Override:
         self.group = None if "~" in self.sign else groups(config).get(self.key)
         self.text, self.chooses = text, self.group is not None
         self.optional = {self.key: None} in read(config).get("defaults", [])
-        self.inner = [f"{key}.{name}" for key, part in read(config).items() if isinstance(part, dict) for name in part]
         if "~" in self.sign and not self.optional and ("." not in self.key or self.key.startswith("model.")):
             raise ValueError(f"setting {text!r} takes away what is needed; write {self.key}=VALUE")
         if self.group and self.group != self.key:
             self.text = f"{self.sign}{self.group}@{self.key}={self.value}"
 
-    def check_root(self, known: list[str]) -> None:
-        """Its first part is a setting, and what it chooses exists."""
+    def check_root(self, known: list[str], inner: list[str]) -> None:
+        """Its first part is a setting, and what it chooses exists; it may have been meant for an inner one."""
         root = self.key.partition(".")[0].partition("@")[0]
         if root not in known:
-            raise unknown("setting", root, known, also=self.inner)
+            raise unknown("setting", root, known, also=inner)
         if self.group and self.value not in names(self.group) and not (self.optional and self.value == "null"):
             raise unknown(self.key, self.value, names(self.group))
 

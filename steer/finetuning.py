@@ -312,8 +312,7 @@ def _conclude(watch: Guard, folder: Path, facts: dict[str, Any]) -> None:
     """The report, the best weights in their place, and a warning where the reward was cheated."""
     best = watch.best()
     report = {**facts, "words": watch.words(), "before": watch.before, "best": best, "history": watch.history,
-              "rule": vars(watch.rule), "held_out_prompts": watch.prompts,
-              "assumed": rewards.assumed(watch.score)}  # fmt: skip
+              "rule": vars(watch.rule), "held_out_prompts": watch.prompts}  # fmt: skip
     if best is not None:
         for file in sorted(
             (folder / "best" / f"step-{best['step']:08.0f}").iterdir(), key=lambda f: f.suffix == ".json"

@@ -15,6 +15,8 @@ from torch import Tensor
 
 S = TypeVar("S")
 Reward = Callable[[Tensor], Tensor]  # x1 [p m *d] -> [p m], higher is better
+BY_STEP = ("ess", "resampled", "push", "log_w", "lines")  # of a trace: a row a step, a column a prompt, or None
+BY_PROMPT = ("log_z", "forward", "backward", "reward_calls", "ancestors")  # of a trace: a row a prompt
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,8 @@ class Trace:
 
     def part(self, rows: slice) -> "Trace":
         """That of some of the prompts."""
-        a_step = ("ess", "resampled", "push", "log_w", "lines")
-        columns = {name: None if (x := getattr(self, name)) is None else x[:, rows] for name in a_step}
-        names = ("log_z", "forward", "backward", "reward_calls", "ancestors")
-        return dataclasses.replace(self, **columns, **{name: getattr(self, name)[rows] for name in names})
+        columns = {name: None if (x := getattr(self, name)) is None else x[:, rows] for name in BY_STEP}
+        return dataclasses.replace(self, **columns, **{name: getattr(self, name)[rows] for name in BY_PROMPT})
 
 
 def normalise(log_w: Tensor) -> Tensor:

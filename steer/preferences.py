@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rewards.files import PICTURES, check_pixels
 from steer.chunks import slices
-from steer.data.folder import KINDS, check_pixels
+from steer.data.folder import MOST
 from steer.data.variations import Variation, to_stage
 from steer.flow_map import Cond
 from steer.models import Model
@@ -137,8 +138,8 @@ def _picture(folder: Path, name: str, path: Path, number: int) -> Tensor:
     if folder.resolve() not in place.parents:
         raise ValueError(f"{path}, line {number}: {name!r} lies outside of the folder")
     try:
-        with Image.open(place, formats=KINDS) as image:
-            check_pixels(image)
+        with Image.open(place, formats=PICTURES) as image:
+            check_pixels(image, MOST)
             pixels = np.asarray(image.convert("RGB"))
     except MemoryError:
         raise

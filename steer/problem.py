@@ -16,7 +16,7 @@ from steer.draws import randn_like
 from steer.flow_map import Checkpointed, Chunked
 from steer.models import Model
 from steer.models.noise import start
-from steer.particles import Trace
+from steer.particles import BY_PROMPT, BY_STEP, Trace
 from steer.progress import Observed
 from steer.report import Spent
 from steer.run import Seen
@@ -298,7 +298,5 @@ def join(traces: list[Trace]) -> Trace:
         after = [longest.times.shape[0] - len(part) for part in parts]
         return torch.cat([torch.cat([x, x[-1:].expand(k, *x.shape[1:])]) for x, k in zip(parts, after, strict=True)], 1)
 
-    rows = ("log_z", "forward", "backward", "reward_calls", "ancestors")
-    changed = {name: torch.cat([getattr(trace, name) for trace in traces]) for name in rows}
-    a_step = ("ess", "resampled", "push", "log_w", "lines")
-    return dataclasses.replace(longest, **changed, **{name: steps(name) for name in a_step})
+    changed = {name: torch.cat([getattr(trace, name) for trace in traces]) for name in BY_PROMPT}
+    return dataclasses.replace(longest, **changed, **{name: steps(name) for name in BY_STEP})

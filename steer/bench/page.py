@@ -21,7 +21,7 @@ from steer.bench import TABLES
 from steer.printing import cell, columns_of
 
 Row = Mapping[str, Any]
-LONG = 200  # rows of a table that is not printed
+LONG = 200  # rows of a table that is shown; a longer one is in a file
 PLACE = re.compile(r"(<!-- table (\{.*?\}) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

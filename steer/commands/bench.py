@@ -21,7 +21,6 @@ from steer.printing import as_json, print_table
 from steer.settings import unknown
 
 CONFIG = "bench"
-LONG = 200  # rows of a table that is written, but not printed
 
 
 def words() -> list[str]:
@@ -47,6 +46,7 @@ def run(overrides: list[str]) -> None:
 def run_one(name: str, folder: Path, fast: bool) -> None:
     """One benchmark, in this process."""
     from steer.bench.measuring import about, as_csv, measure, plot
+    from steer.bench.page import LONG
     from steer.samples import write_bytes
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewards.files import PICTURES, check_pixels
 from steer.data import captions
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CACHE_MB = 1000
-KINDS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MOST = 40_000_000  # pixels of a picture: reading it takes up to 24 bytes of each
 
 
@@ -155,21 +155,15 @@ def read(path: Path, size: int) -> np.ndarray:
     """A picture file as uint8 [size size 3]: see `Folder`. Raises what Pillow raises."""
     from PIL import Image, ImageOps
 
-    with Image.open(path, formats=KINDS) as file:
+    with Image.open(path, formats=PICTURES) as file:
         file.draft(None, (2 * size, 2 * size))  # JPEG alone: decodes a large one at a half, a quarter or an eighth
-        check_pixels(file)
+        check_pixels(file, MOST)
         image = _to_rgb(ImageOps.exif_transpose(file))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = (left, top, left + side, top + side)
     # a box in place of a crop: pixels beyond it still count at its edges, as if all of the picture were resized
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=square))
-
-
-def check_pixels(image: "Image.Image") -> None:
-    """Refuse a picture that would take too much memory, before it is decoded; raises ValueError."""
-    if image.width * image.height > MOST:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST}; make it smaller")
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":
